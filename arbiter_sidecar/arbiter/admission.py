@@ -1,0 +1,218 @@
+"""Lets requests in: at once where they fit, else in order of arrival as memory comes free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arbiter_sidecar import errors
+from arbiter_sidecar.arbiter import effects, publishing
+from arbiter_sidecar.arbiter.books import Books
+from arbiter_sidecar.ledger.devices import DeviceBook
+from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.waiting import Waiter
+from arbiter_sidecar.policy import publication
+from arbiter_sidecar.policy.publication import Published
+from arbiter_sidecar.policy.quality import Elastic
+from arbiter_sidecar.requests import AllocationRequest
+from arbiter_sidecar.types import DeviceId, EventKind, LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prospect:
+    """What a request could have on one device now.
+
+    Attributes:
+        device: The device.
+        elastic: The request as the solver sees it.
+        quality: The quality it would start with.
+        start_bytes: Bytes at that quality.
+        short_bytes: What is missing even with everybody at the minimum; 0 when quality can make room.
+        fits: Whether the bytes are free now.
+    """
+
+    device: DeviceBook
+    elastic: Elastic
+    quality: float
+    start_bytes: int
+    short_bytes: int
+    fits: bool
+
+    @property
+    def feasible(self) -> bool:
+        """Whether lowering everybody's quality makes room."""
+        return self.short_bytes == 0
+
+    @property
+    def rank(self) -> tuple[bool, bool, float, int]:
+        """Larger is better: granted now, granted after reductions, better quality, more room."""
+        return (self.fits, self.feasible, self.quality, self.device.available_bytes)
+
+
+def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: float) -> Prospect:
+    """Looks at a request and a device; changes nothing."""
+    elastic = books.shape(request)
+    short, start = 0, elastic.max_quality
+    if not publishing.at_ease(books, device, elastic, now):
+        solution = publishing.solve(books, device, [elastic], now)
+        short = solution.hard_deficit_bytes
+        start = publication.quantise(solution.targets[-1], minimum=elastic.min_quality, maximum=elastic.max_quality)
+    start_bytes = elastic.bytes_at(start)
+    fits = short == 0 and device.fits(start_bytes, now)
+    return Prospect(
+        device=device, elastic=elastic, quality=start, start_bytes=start_bytes, short_bytes=short, fits=fits
+    )
+
+
+def eligible(books: Books, request: AllocationRequest) -> list[DeviceBook]:
+    """The devices that could ever hold a request, in order.
+
+    Raises:
+        DeviceNotFound: It names a device that is not there.
+        ExceedsCapacity: Its minimum is larger than every device it may use.
+    """
+    named = DeviceId(request.device_id)
+    if request.device_id and named not in books.devices:
+        raise errors.DeviceNotFound(
+            f"no device {request.device_id!r}; there is {', '.join(books.devices) or 'none'}",
+            device_id=request.device_id,
+        )
+    allowed = [books.devices[named]] if request.device_id else list(books.devices.values())
+    floor = books.shape(request).floor_bytes
+    able = [device for device in allowed if floor <= device.facts.capacity_bytes and not device.lost]
+    if able:
+        return able
+    largest = max((device.facts.capacity_bytes for device in allowed if not device.lost), default=0)
+    raise errors.ExceedsCapacity(
+        f"the minimum of {floor} bytes is larger than the capacity of {largest} bytes; ask for less",
+        requested_bytes=floor,
+        capacity_bytes=largest,
+    )
+
+
+def admit(books: Books, now: float) -> None:
+    """Grants waiting requests, first come first served on each device, and marks who is made room for."""
+    for device in books.devices.values():
+        device.candidate = None
+    taken: set[DeviceId] = set()
+    for waiter in books.queue:
+        if len(taken) == len(books.devices):
+            break
+        best = _best(books, waiter.request, taken, now)
+        if best is None:
+            continue
+        if best.fits:
+            books.queue.remove(waiter)
+            grant(books, best, waiter, now)
+        else:
+            taken.add(best.device.device_id)
+            _await_turn(waiter, best, now)
+
+
+def _best(books: Books, request: AllocationRequest, taken: set[DeviceId], now: float) -> Prospect | None:
+    able = [device for device in _able(books, request) if device.device_id not in taken]
+    return max((prospect(books, device, request, now) for device in able), key=lambda each: each.rank, default=None)
+
+
+def _able(books: Books, request: AllocationRequest) -> Sequence[DeviceBook]:
+    try:
+        return eligible(books, request)
+    except errors.ArbiterError:
+        # The device went away while the request waited; it waits on, the device may come back.
+        return ()
+
+
+def _await_turn(waiter: Waiter, best: Prospect, now: float) -> None:
+    waiter.device_id = best.device.device_id
+    waiter.reclaiming = best.feasible and not best.device.frozen(now)
+    if best.device.frozen(now):
+        waiter.reason = "the device cannot be measured at present"
+    elif not best.feasible:
+        waiter.reason = f"{best.short_bytes} bytes are missing even with every lease at its minimum quality"
+    else:
+        best.device.candidate = waiter.request
+        waiter.reason = (
+            f"{best.start_bytes} bytes at quality {best.quality:.2f} are planned, "
+            f"{max(0, best.device.available_bytes)} are free; lower targets are published and must be confirmed"
+        )
+
+
+def grant(books: Books, best: Prospect, waiter: Waiter, now: float) -> Lease:
+    """Opens the lease that a prospect promises and answers everybody who waits for it."""
+    request, device = waiter.request, best.device
+    lease = Lease(
+        lease_id=LeaseId(books.names.lease_id()),
+        handle=_fresh_handle(books),
+        fence=books.leases.next_fence(device.device_id),
+        device_id=device.device_id,
+        request=request,
+        now=now,
+    )
+    lease.elastic = best.elastic
+    lease.published = Published(best.quality)
+    lease.limit_bytes = lease.charged_bytes = best.start_bytes
+    device.open(lease)
+    books.leases.add(lease)
+    books.revision += 1
+    lease.revision = books.revision
+    if request.request_id:
+        books.by_request[(request.namespace, request.request_id)] = lease
+    mean = books.stats.kind(request.workload)
+    if mean is not None:
+        mean.move(leases=1, quality=best.quality, now=now)
+    books.stats.granted += len(waiter.tickets)
+    books.pending.append(effects.Opened(lease))
+    books.happened(
+        EventKind.LEASE_GRANTED,
+        lease,
+        quality=round(best.quality, 4),
+        memory_bytes=best.start_bytes,
+        waited_s=round(now - waiter.since, 3),
+        priority=request.priority.name,
+        workload_type=request.workload.name,
+    )
+    for position, ticket in enumerate(waiter.tickets):
+        books.pending.append(effects.Granted(ticket, lease, now - waiter.since, position > 0))
+    return lease
+
+
+def _fresh_handle(books: Books) -> int:
+    handle = books.names.handle()
+    while books.leases.by_handle(handle) is not None or books.leases.grave_by_handle(handle) is not None:
+        handle = books.names.handle()
+    return handle
+
+
+def refusal(books: Books, best: Prospect | None, request: AllocationRequest, now: float) -> errors.ArbiterError:
+    """Why a request that will not wait cannot have its memory now."""
+    if best is None:
+        return errors.InsufficientMemory(
+            "earlier requests wait for the same memory", requested_bytes=request.memory_bytes
+        )
+    device = best.device
+    if device.frozen(now):
+        return errors.DeviceStale(device_id=device.device_id)
+    if not best.feasible:
+        reachable = _reachable_quality(best)
+        if request.min_quality is not None and 0.0 < reachable < best.elastic.min_quality:
+            return errors.InsufficientQuality(
+                f"quality {best.elastic.min_quality:.2f} was asked at least, {reachable:.2f} could be had",
+                minimum=best.elastic.min_quality,
+                achievable=reachable,
+                device_id=device.device_id,
+            )
+    available = max(0, device.available_bytes)
+    return errors.InsufficientMemory(
+        f"{best.start_bytes} bytes are needed on {device.device_id}, {available} are free now; wait, or ask for less",
+        requested_bytes=best.start_bytes,
+        available_bytes=available,
+        device_id=device.device_id,
+    )
+
+
+def _reachable_quality(best: Prospect) -> float:
+    """The quality at which the request would just fit with everybody else at the minimum, on the grid."""
+    if best.elastic.slope <= 0.0:
+        return 0.0
+    reachable = best.elastic.min_quality - best.short_bytes / best.elastic.slope
+    return publication.quantise(reachable, minimum=0.0, maximum=1.0)

@@ -1,0 +1,245 @@
+"""Everything the core knows, in one place, and the few things that are done from several sides."""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from arbiter_sidecar.arbiter import effects
+from arbiter_sidecar.errors import ArbiterError
+from arbiter_sidecar.ledger.devices import DeviceBook, DeviceRules
+from arbiter_sidecar.ledger.leases import Lease, LeaseBook
+from arbiter_sidecar.ledger.statistics import Statistics
+from arbiter_sidecar.ledger.waiting import AdmissionQueue, Waiter
+from arbiter_sidecar.policy import quality
+from arbiter_sidecar.policy.quality import Elastic, QualityPolicy
+from arbiter_sidecar.requests import AllocationRequest
+from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, EventKind, WorkloadType
+
+#: Fences of one epoch start above those of the one before; so many leases fit into one epoch.
+FENCES_PER_EPOCH = 1 << 32
+
+#: What can be put on the agenda: look whether an ended lease still holds bytes, let the bytes of one go that cannot be
+#: traced, and ask again for a quality that was refused.
+Errand = Literal["alarm", "unlock", "forgive"]
+#: Failed requests whose reason is remembered for those who ask.
+MAX_FAILURES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArbiterConfig:
+    """How the core decides.
+
+    Attributes:
+        policy: Whose quality is taken first.
+        soft_target: Share of the capacity to stay under, in (0,1].
+        elasticity: Share of its memory that a lease without a declared minimum sheds between quality 1 and 0, by type.
+        min_quality: Lowest useful quality where the request names none, by type.
+        rules: When measurements are believed and bytes count as gone.
+        pause_guard_s: A longer gap between two calls means the arbiter itself was away; 0 turns the guard off.
+        refusal_hold_s: How long a refused target is not asked for again.
+        max_leases: Leases at most, alive and draining together.
+        max_waiting: Waiting requests at most.
+    """
+
+    policy: QualityPolicy = QualityPolicy.ADAPTIVE
+    soft_target: float = quality.SOFT_TARGET
+    elasticity: Mapping[WorkloadType, float] = field(
+        default_factory=lambda: dict.fromkeys(WorkloadType, quality.DEFAULT_ELASTICITY)
+    )
+    min_quality: Mapping[WorkloadType, float] = field(default_factory=lambda: dict(quality.DEFAULT_MIN_QUALITY))
+    rules: DeviceRules = field(default_factory=DeviceRules)
+    pause_guard_s: float = 0.75
+    refusal_hold_s: float = 30.0
+    max_leases: int = 100_000
+    max_waiting: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where new names come from. Randomness stays outside the core.
+
+    Attributes:
+        lease_id: Makes an unguessable id.
+        handle: Makes an unguessable number in [1, 2^64).
+    """
+
+    lease_id: Callable[[], str]
+    handle: Callable[[], int]
+
+
+class Books:
+    """The ledgers of one arbiter, its counters, and the effects that have not been carried out yet."""
+
+    def __init__(self, config: ArbiterConfig, *, epoch: int, names: Names, now: float) -> None:
+        self.config = config
+        self.epoch = epoch
+        self.names = names
+        self.leases = LeaseBook(first_fence=epoch * FENCES_PER_EPOCH)
+        self.devices: dict[DeviceId, DeviceBook] = {}
+        self.queue = AdmissionQueue()
+        self.by_request: dict[tuple[str, str], Lease | Waiter] = {}
+        self.failures: OrderedDict[str, tuple[AllocationRequest, ArbiterError]] = OrderedDict()
+        self.stats = Statistics(now)
+        self.revision = 0
+        self.draining = False
+        self.pending: list[effects.Effect] = []
+        self._agenda: list[tuple[float, int, Errand, Lease]] = []
+        self._errands = 0
+
+    def device_of(self, lease: Lease) -> DeviceBook:
+        """The book of the device a lease is on."""
+        return self.devices[lease.device_id]
+
+    def shape(self, request: AllocationRequest, refused_floor: float | None = None) -> Elastic:
+        """What the solver sees of a request under the present policy.
+
+        ``refused_floor`` raises the minimum along the same line: the worker said it cannot go lower.
+        """
+        config = self.config
+        named = config.min_quality[request.workload] if request.min_quality is None else request.min_quality
+        lowest = min(named, request.max_quality)
+        shape = Elastic(
+            full_bytes=request.memory_bytes,
+            floor_bytes=quality.floor_bytes(
+                request.memory_bytes, lowest, request.min_memory_bytes, config.elasticity[request.workload]
+            ),
+            min_quality=lowest,
+            max_quality=request.max_quality,
+            weight=quality.weight(config.policy, request.workload, request.priority),
+        )
+        raised = quality.effective_min(config.policy, max(lowest, refused_floor or 0.0), request.max_quality)
+        if raised <= lowest:
+            return shape
+        return Elastic(
+            full_bytes=shape.full_bytes,
+            floor_bytes=shape.bytes_at(raised),
+            min_quality=raised,
+            max_quality=shape.max_quality,
+            weight=shape.weight,
+        )
+
+    def announce(self, lease: Lease, reason: DirectiveReason) -> None:
+        """Gives the lease's directive its revision and has it sent."""
+        self.revision += 1
+        lease.revision = self.revision
+        lease.directive_reason = reason
+        self.pending.append(effects.DirectiveChanged(lease))
+
+    def end(self, lease: Lease, reason: EndReason, now: float) -> None:
+        """Ends a living lease. Its bytes stay charged to it until they are measured gone."""
+        device = self.device_of(lease)
+        device.close(lease)
+        self.leases.end(lease, reason, now)
+        key = (lease.request.namespace, lease.request.request_id)
+        if self.by_request.get(key) is lease:
+            del self.by_request[key]
+        mean = self.stats.kind(lease.request.workload)
+        if mean is not None:
+            mean.move(leases=-1, quality=-lease.quality, now=now)
+        if device.traceable(lease):
+            self.later(lease.ended_at + device.rules.drain_grace_s, "alarm", lease)
+        else:
+            self.later(device.lock_delay_ends(lease), "unlock", lease)
+        self.pending.append(effects.Ended(lease))
+        self.happened(EventKind.LEASE_ENDED, lease, reason=reason.name, residue_bytes=lease.residue_bytes)
+
+    def bury(self, lease: Lease, now: float) -> None:
+        """The bytes of an ended lease are gone."""
+        self.device_of(lease).drained(lease)
+        self.leases.forget(lease, now)
+        self.pending.append(effects.Drained(lease))
+        self.happened(EventKind.LEASE_DRAINED, lease, drained_s=round(now - lease.ended_at, 3))
+
+    def later(self, at: float, errand: Errand, lease: Lease) -> None:
+        """Puts something on the agenda."""
+        self._errands += 1
+        heapq.heappush(self._agenda, (at, self._errands, errand, lease))
+
+    def next_errand(self) -> float | None:
+        """When the next thing on the agenda is due."""
+        return self._agenda[0][0] if self._agenda else None
+
+    def due_errand(self, now: float) -> tuple[Errand, Lease] | None:
+        """Takes the next due thing off the agenda."""
+        if not self._agenda or self._agenda[0][0] > now:
+            return None
+        _, _, errand, lease = heapq.heappop(self._agenda)
+        return errand, lease
+
+    def happened(self, kind: EventKind, lease: Lease, **fields: object) -> None:
+        """Records an audit event about a lease."""
+        request = lease.request
+        self.event(
+            kind,
+            lease_id=lease.lease_id,
+            request_id=request.request_id,
+            device_id=lease.device_id,
+            request=request,
+            **fields,
+        )
+
+    def event(
+        self,
+        kind: EventKind,
+        *,
+        lease_id: str = "",
+        request_id: str = "",
+        device_id: str = "",
+        request: AllocationRequest | None = None,
+        **fields: object,
+    ) -> None:
+        """Records an audit event."""
+        self.stats.events += 1
+        self.pending.append(
+            effects.Happened(
+                kind=kind,
+                lease_id=lease_id,
+                request_id=request_id,
+                device_id=device_id,
+                holder=request.holder if request is not None else "",
+                namespace=request.namespace if request is not None else "",
+                fields={name: str(value) for name, value in fields.items()},
+            )
+        )
+
+    def fail(self, waiter: Waiter, error: ArbiterError) -> None:
+        """Answers everybody who waited for a request with an error, and remembers why."""
+        self.forget_request(waiter)
+        self.pending.extend(effects.Refused(ticket, error) for ticket in waiter.tickets)
+        self.failures[waiter.name] = (waiter.request, error)
+        if len(self.failures) > MAX_FAILURES:
+            self.failures.popitem(last=False)
+        self.event(
+            EventKind.REQUEST_FAILED,
+            request_id=waiter.name,
+            request=waiter.request,
+            device_id=waiter.device_id or "",
+            reason=error.reason,
+            message=error.message,
+        )
+
+    def forget_request(self, waiter: Waiter) -> None:
+        """A request that no longer waits no longer answers to its id."""
+        key = (waiter.request.namespace, waiter.request.request_id)
+        if self.by_request.get(key) is waiter:
+            del self.by_request[key]
+
+    def check(self) -> None:
+        """Raises ``AssertionError`` where the books contradict themselves or each other."""
+        self.leases.check()
+        self.queue.check()
+        for device in self.devices.values():
+            device.check()
+            for lease in (*device.live.values(), *device.ended.values()):
+                assert self.leases.get(lease.lease_id) is lease
+                assert lease.device_id == device.device_id
+        assert sum(len(device.live) for device in self.devices.values()) == len(self.leases)
+        for held in self.by_request.values():
+            assert held in list(self.queue) if isinstance(held, Waiter) else held.alive
+        stats = self.stats
+        outcomes = stats.granted + stats.refused + stats.timed_out + stats.cancelled
+        assert stats.requests == outcomes + self.queue.callers, "every request has one outcome"

@@ -1,0 +1,422 @@
+"""The core: commands with a time go in, effects come out, and nothing else happens.
+
+Laws:
+
+1. Only this class and the rooms beside it write to ledgers; every command runs to its end without interruption.
+2. Everything is checked before the first write: a command that raises has changed nothing.
+3. After each command the books are reconciled: requests are admitted, targets published, and only differences come out.
+4. Order is order of grant and arrival, never that of a set or a hash.
+5. A lease is dead at its deadline, even if nobody has called ``advance`` since.
+6. An ended lease never lives again, and its bytes are free only when they are measured gone.
+7. Unknown names are refused, never created.
+8. When the arbiter itself was away, leases are extended, never ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from arbiter_sidecar import errors
+from arbiter_sidecar.arbiter import admission, effects, publishing
+from arbiter_sidecar.arbiter.books import ArbiterConfig, Books, Names
+from arbiter_sidecar.arbiter.renewal import BeatOutcome, Renewals
+from arbiter_sidecar.ledger.devices import DeviceBook
+from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.waiting import Waiter
+from arbiter_sidecar.policy import capacity
+from arbiter_sidecar.requests import AllocationRequest, Beat
+from arbiter_sidecar.types import (
+    DeviceFacts,
+    DeviceHealth,
+    DeviceId,
+    DeviceSample,
+    EndReason,
+    EventKind,
+    Process,
+    Ticket,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dry:
+    """What a dry run of an allocation found.
+
+    Attributes:
+        device_id: Where it would be.
+        quality: With which quality it would start.
+        memory_bytes: Bytes at that quality.
+        fits: Whether it would be granted at once; else after reductions.
+    """
+
+    device_id: DeviceId
+    quality: float
+    memory_bytes: int
+    fits: bool
+
+
+class Arbiter:
+    """Decides who may use how much. Single-threaded, synchronous, without clock, randomness or input and output.
+
+    Every command takes ``now``: monotonic seconds that never go back (an earlier value is read as the last one).
+    """
+
+    def __init__(self, config: ArbiterConfig, *, epoch: int, names: Names, now: float) -> None:
+        self.books = Books(config, epoch=epoch, names=names, now=now)
+        self._renewals = Renewals(self.books)
+        self._now = now
+        self._tickets = 0
+        self._undelivered: dict[Ticket, Lease] = {}
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of this run; revisions and fences belong to it."""
+        return self.books.epoch
+
+    # Commands ---------------------------------------------------------------------------------------------------------
+
+    def add_device(self, facts: DeviceFacts, now: float) -> None:
+        """Enters a device. One that is measured grants nothing before its first sample."""
+        self._enter(now)
+        assert facts.device_id not in self.books.devices
+        self.books.devices[facts.device_id] = DeviceBook(facts, self.books.config.rules)
+
+    def allocate(self, request: AllocationRequest, now: float) -> Ticket:
+        """Asks for a lease. The answer comes as ``Granted`` or ``Refused`` with the returned ticket, now or later.
+
+        Raises:
+            ShuttingDown: The server drains.
+            QueueFull: Too many leases or waiting requests.
+            IdempotencyMismatch: The request id was used with other arguments.
+            DeviceNotFound: It names a device that is not there.
+            ExceedsCapacity: It can never fit.
+        """
+        now = self._enter(now)
+        books = self.books
+        if books.draining:
+            raise errors.ShuttingDown()
+        known = books.by_request.get((request.namespace, request.request_id)) if request.request_id else None
+        if known is not None and known.request != request:
+            raise errors.IdempotencyMismatch(request_id=request.request_id)
+        admission.eligible(books, request)
+        if books.leases.total >= books.config.max_leases or len(books.queue) >= books.config.max_waiting:
+            raise errors.QueueFull()
+        self._tickets += 1
+        ticket = Ticket(self._tickets)
+        books.stats.requests += 1
+        if isinstance(known, Lease):
+            books.stats.granted += 1
+            books.pending.append(effects.Granted(ticket, known, 0.0, True))
+        elif known is not None:
+            books.queue.join(known, ticket, now + request.wait_s)
+        else:
+            self._ask(Waiter(request, ticket, now), now)
+        return ticket
+
+    def _ask(self, waiter: Waiter, now: float) -> None:
+        books, request = self.books, waiter.request
+        books.queue.add(waiter)
+        admission.admit(books, now)
+        if books.queue.of(waiter.tickets[0]) is not None:
+            if request.wait_s > 0.0:
+                if request.request_id:
+                    books.by_request[(request.namespace, request.request_id)] = waiter
+                books.event(
+                    EventKind.REQUEST_WAITING,
+                    request_id=waiter.name,
+                    request=request,
+                    device_id=waiter.device_id or "",
+                    reason=waiter.reason,
+                )
+            else:
+                books.queue.remove(waiter)
+                best = None
+                if waiter.device_id is not None:
+                    best = admission.prospect(books, books.devices[waiter.device_id], request, now)
+                books.stats.refused += 1
+                books.fail(waiter, admission.refusal(books, best, request, now))
+                admission.admit(books, now)
+        self._publish(books.devices.values(), now)
+
+    def dry_run(self, request: AllocationRequest, now: float) -> Dry:
+        """What ``allocate`` would do now; changes nothing.
+
+        Raises:
+            DeviceNotFound: It names a device that is not there.
+            ExceedsCapacity: It can never fit.
+            InsufficientMemory: It would have to wait for somebody to leave.
+            InsufficientQuality: It would fit below the minimum quality it asks.
+            DeviceStale: The device cannot be measured.
+        """
+        now = self._enter(now)
+        prospects = [
+            admission.prospect(self.books, each, request, now) for each in admission.eligible(self.books, request)
+        ]
+        best = max(prospects, key=lambda each: each.rank)
+        if not best.feasible or best.device.frozen(now):
+            raise admission.refusal(self.books, best, request, now)
+        return Dry(device_id=best.device.device_id, quality=best.quality, memory_bytes=best.start_bytes, fits=best.fits)
+
+    def delivered(self, ticket: Ticket) -> None:
+        """The caller has its lease: from here on only heartbeats keep it."""
+        lease = self._undelivered.pop(ticket, None)
+        if lease is not None:
+            lease.delivered = True
+
+    def cancel(self, ticket: Ticket, now: float) -> None:
+        """The caller of a ticket has gone. Its request leaves the queue; a grant that nobody ever saw is undone."""
+        now = self._enter(now)
+        books = self.books
+        lease = self._undelivered.pop(ticket, None)
+        if lease is not None:
+            books.stats.granted -= 1
+            books.stats.cancelled += 1
+            if lease.alive and not lease.delivered and lease not in self._undelivered.values():
+                books.end(lease, EndReason.UNDELIVERED, now)
+                self._reconcile([books.device_of(lease)], now)
+        elif books.queue.of(ticket) is not None:
+            books.stats.cancelled += 1
+            waiter = books.queue.leave(ticket)
+            if waiter is not None:
+                books.fail(waiter, errors.Cancelled())
+                self._reconcile(books.devices.values(), now)
+
+    def heartbeat(self, beat: Beat, now: float) -> BeatOutcome:
+        """Renews leases and takes reports in. One bad lease has its own verdict, the others are renewed."""
+        now = self._enter(now)
+        outcome = self._renewals.take(beat, now)
+        if outcome.touched:
+            self._reconcile([self.books.devices[device_id] for device_id in outcome.touched], now)
+        return outcome
+
+    def confirm(self, lease_ids: Iterable[str], now: float) -> None:
+        """The holder has opened a quality stream: the leases are confirmed, but not renewed."""
+        self._enter(now)
+        for lease_id in lease_ids:
+            lease = self.books.leases.get(lease_id)
+            if lease is not None and lease.alive:
+                self._renewals.confirm(lease)
+
+    def release(self, lease_id: str, fence: int, now: float) -> bool:
+        """Gives a lease back; True when it had ended before.
+
+        Raises:
+            LeaseNotFound: No such lease.
+            Fenced: The fence is not the lease's.
+        """
+        now = self._enter(now)
+        lease = self.books.leases.get(lease_id)
+        known = lease if lease is not None else self.books.leases.grave(lease_id)
+        if known is None:
+            raise errors.LeaseNotFound(f"no lease {lease_id!r}; it may have been forgotten", lease_id=lease_id)
+        if known.fence != fence:
+            raise errors.Fenced(f"fence {fence} is not that of lease {lease_id!r}", lease_id=lease_id)
+        if lease is None or not lease.alive:
+            return True
+        self.books.stats.released += 1
+        self.books.end(lease, EndReason.RELEASED, now)
+        self._reconcile([self.books.device_of(lease)], now)
+        return False
+
+    def process_exited(self, process: Process, now: float) -> None:
+        """A process has exited. A lease ends when all its processes have, if all of them could be seen."""
+        now = self._enter(now)
+        touched: dict[DeviceId, DeviceBook] = {}
+        for lease in self.books.leases.holding(process):
+            lease.exited += 1
+            if lease.alive and lease.exited == len(lease.request.processes) == len(lease.request.pids):
+                self.books.stats.orphaned += 1
+                self.books.end(lease, EndReason.ORPHANED, now)
+                touched[lease.device_id] = self.books.device_of(lease)
+        self._reconcile(touched.values(), now)
+
+    def observe(self, sample: DeviceSample, taken_at: float, now: float) -> None:
+        """Takes in what was measured. ``taken_at`` is when measuring began."""
+        now = self._enter(now)
+        books = self.books
+        device = books.devices[sample.device_id]
+        if sample.lost:
+            self._lose(device, sample.detail, now)
+            return
+        device.lost = False
+        for lease in device.observe(sample, taken_at):
+            books.bury(lease, now)
+        for lease in device.live.values():
+            if lease.measured_over and lease.measured_bytes is not None and lease.measured_bytes <= lease.limit_bytes:
+                lease.measured_over = False
+                device.charge(lease, lease.limit_bytes)
+        self._reconcile([device], now)
+
+    def sample_failed(self, device_id: DeviceId, detail: str, now: float) -> None:
+        """Measuring failed: the last figures stay, and grow old."""
+        now = self._enter(now)
+        device = self.books.devices[device_id]
+        device.failure = detail
+        self._watch_health(device, now)
+
+    def drain(self, now: float) -> None:
+        """Stops granting: those who wait are refused, those who hold are told and may go on."""
+        now = self._enter(now)
+        books = self.books
+        if books.draining:
+            return
+        books.draining = True
+        books.event(EventKind.DRAINING, leases=len(books.leases))
+        for waiter in books.queue:
+            books.queue.remove(waiter)
+            books.stats.refused += len(waiter.tickets)
+            books.fail(waiter, errors.ShuttingDown())
+        self._reconcile(books.devices.values(), now)
+
+    def advance(self, now: float, limit: int = 64) -> bool:
+        """Lets time pass; True when more is due than ``limit`` allowed, so that no call takes long."""
+        now = self._enter(now)
+        touched: dict[DeviceId, DeviceBook] = {}
+        for _ in range(limit):
+            device = self._advance_one(now)
+            if device is None:
+                break
+            touched[device.device_id] = device
+        for device in self.books.devices.values():
+            self._watch_health(device, now)
+            if device.next_step is not None and device.next_step <= now:
+                touched[device.device_id] = device
+        self._reconcile(touched.values(), now)
+        due = self.next_deadline()
+        return due is not None and due <= now
+
+    def _advance_one(self, now: float) -> DeviceBook | None:
+        """One thing that is due; the device it touches, ``None`` when nothing is due."""
+        books = self.books
+        lease = books.leases.due(now)
+        if lease is not None:
+            if lease.deadline <= now:
+                self._renewals.expire(lease, now)
+            else:
+                lease.suspect = True
+                books.happened(EventKind.LEASE_SUSPECT, lease, silent_s=round(now - lease.last_beat, 3))
+            return books.device_of(lease)
+        waiter = books.queue.due(now)
+        if waiter is not None:
+            self._time_out(waiter, now)
+            return next(iter(books.devices.values()))
+        errand = books.due_errand(now)
+        if errand is None:
+            return None
+        name, lease = errand
+        if books.leases.get(lease.lease_id) is None:
+            # It went by itself before its errand came up.
+            return books.devices[lease.device_id]
+        if name == "unlock":
+            books.bury(lease, now)
+        elif name == "forgive":
+            self._renewals.forgive(lease, now)
+        else:
+            lease.residue_alarmed = True
+            books.happened(EventKind.RESIDUE_ALARM, lease, residue_bytes=lease.residue_bytes)
+        return books.devices[lease.device_id]
+
+    # Queries ----------------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When ``advance`` has something to do; may be early, never late."""
+        times: list[float | None] = [
+            self.books.leases.next_attention(),
+            self.books.queue.next_deadline(),
+            self.books.next_errand(),
+        ]
+        for device in self.books.devices.values():
+            times.append(device.next_step)
+            if device.reported_health is DeviceHealth.OK and device.sampled_at is not None:
+                times.append(device.sampled_at + device.rules.stale_after_s)
+        return min((time for time in times if time is not None), default=None)
+
+    def take_effects(self) -> list[effects.Effect]:
+        """What is to be done outside, in order; each effect is handed out once."""
+        pending, self.books.pending = self.books.pending, []
+        for effect in pending:
+            if isinstance(effect, effects.Granted):
+                self._undelivered[effect.ticket] = effect.lease
+        return pending
+
+    def check(self) -> None:
+        """Raises ``AssertionError`` where the books contradict themselves. For tests and debugging: looks at everything."""
+        self.books.check()
+        for lease in self._undelivered.values():
+            assert self.books.leases.get(lease.lease_id) is lease or not lease.alive
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _enter(self, now: float) -> float:
+        now = max(now, self._now)
+        gap, guard = now - self._now, self.books.config.pause_guard_s
+        self._now = now
+        if guard and gap > guard and len(self.books.leases):
+            self.books.leases.delay(gap)
+            self.books.event(EventKind.PAUSE_ABSORBED, seconds=round(gap, 3), leases=len(self.books.leases))
+        return now
+
+    def _reconcile(self, devices: Iterable[DeviceBook], now: float) -> None:
+        if len(self.books.queue):
+            admission.admit(self.books, now)
+            devices = self.books.devices.values()
+        else:
+            for device in devices:
+                device.candidate = None
+        self._publish(devices, now)
+
+    def _publish(self, devices: Iterable[DeviceBook], now: float) -> None:
+        for device in devices:
+            publishing.publish(self.books, device, now)
+            self._watch_health(device, now)
+            self._watch_pressure(device, now)
+
+    def _watch_pressure(self, device: DeviceBook, now: float) -> None:
+        books = self.books
+        books.stats.pressure.set(max((each.pressure for each in books.devices.values()), default=0.0), now)
+        level = capacity.level(device.level, device.pressure)
+        if level is not device.level:
+            books.event(
+                EventKind.PRESSURE_CHANGED,
+                device_id=device.device_id,
+                level=level.name,
+                before=device.level.name,
+                pressure=round(device.pressure, 4),
+            )
+            device.level = level
+
+    def _watch_health(self, device: DeviceBook, now: float) -> None:
+        health = device.health(now)
+        if health is not device.reported_health:
+            self.books.event(
+                EventKind.DEVICE_CHANGED,
+                device_id=device.device_id,
+                health=health.name,
+                before=device.reported_health.name,
+                detail=device.failure,
+            )
+            device.reported_health = health
+
+    def _lose(self, device: DeviceBook, detail: str, now: float) -> None:
+        device.lost, device.failure = True, detail
+        for lease in list(device.live.values()):
+            self.books.end(lease, EndReason.DEVICE_LOST, now)
+        for lease in list(device.ended.values()):
+            self.books.bury(lease, now)
+        self._reconcile([device], now)
+
+    def _time_out(self, waiter: Waiter, now: float) -> None:
+        books = self.books
+        books.queue.remove(waiter)
+        books.stats.timed_out += len(waiter.tickets)
+        waited_ms = round((now - waiter.since) * 1000)
+        detail = f": {waiter.reason}" if waiter.reason else ""
+        books.fail(
+            waiter,
+            errors.WaitTimeout(
+                f"waited {waited_ms} ms in vain{detail}",
+                waited_ms=waited_ms,
+                requested_bytes=waiter.request.memory_bytes,
+                device_id=waiter.device_id or waiter.request.device_id,
+            ),
+        )

@@ -1,0 +1,94 @@
+"""Tells every lease of a device the quality that the present situation allows, and nothing when nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from arbiter_sidecar.arbiter.books import Books
+from arbiter_sidecar.ledger.devices import DeviceBook
+from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.policy import publication, quality
+from arbiter_sidecar.policy.publication import Published
+from arbiter_sidecar.policy.quality import Elastic, Solution
+from arbiter_sidecar.types import DirectiveReason, EventKind
+
+
+def solve(books: Books, device: DeviceBook, newcomers: Sequence[Elastic], now: float) -> Solution:
+    """Everybody's target on a device, the newcomers' last."""
+    return quality.solve(
+        [*(lease.elastic for lease in device.live.values()), *newcomers],
+        capacity_bytes=device.facts.capacity_bytes,
+        target_bytes=quality.target_bytes(device.facts.capacity_bytes, books.config.soft_target),
+        foreign_bytes=device.elsewhere_bytes(now),
+    )
+
+
+def at_ease(books: Books, device: DeviceBook, newcomer: Elastic | None, now: float) -> bool:
+    """Whether everybody can have their best, which needs no solving."""
+    more = newcomer.bytes_at(newcomer.max_quality) if newcomer is not None else 0
+    target = quality.target_bytes(device.facts.capacity_bytes, books.config.soft_target)
+    return device.elsewhere_bytes(now) + device.demand_bytes + more <= target
+
+
+def publish(books: Books, device: DeviceBook, now: float) -> None:
+    """Brings what the leases of a device were told up to date: falls first, then rises as far as bytes allow.
+
+    While a request waits for reductions nobody rises: the bytes that come free are for it.
+    """
+    newcomer = books.shape(device.candidate) if device.candidate is not None else None
+    device.next_step, device.starved = None, False
+    if device.below_best == 0 and at_ease(books, device, newcomer, now):
+        return
+    targets = solve(books, device, [newcomer] if newcomer is not None else [], now).targets
+    rising = []
+    for lease, exact in zip(list(device.live.values()), targets, strict=False):
+        target = publication.quantise(exact, minimum=lease.elastic.min_quality, maximum=lease.elastic.max_quality)
+        if target < lease.quality or lease.quality < lease.elastic.min_quality:
+            _tell(books, device, lease, Published(target), now)
+        else:
+            rising.append((lease, target))
+    for lease, target in rising:
+        _rise(books, device, lease, target, now)
+
+
+def _rise(books: Books, device: DeviceBook, lease: Lease, target: float, now: float) -> None:
+    state, wake = publication.step(lease.published, target, now)
+    if state.quality == lease.quality:
+        lease.published = state
+    elif device.candidate is not None or not device.fits(_more(lease, state), now):
+        # Not now: asked again when bytes come free, and then without dwelling once more.
+        device.starved, wake = True, None
+    else:
+        _tell(books, device, lease, state, now)
+    if wake is not None:
+        device.next_step = wake if device.next_step is None else min(device.next_step, wake)
+
+
+def _more(lease: Lease, state: Published) -> int:
+    return max(0, lease.elastic.bytes_at(state.quality) - lease.charged_bytes)
+
+
+def _tell(books: Books, device: DeviceBook, lease: Lease, state: Published, now: float) -> None:
+    before = lease.quality
+    device.publish(lease, state)
+    mean = books.stats.kind(lease.request.workload)
+    if mean is not None:
+        mean.move(leases=0, quality=state.quality - before, now=now)
+    if state.quality < before:
+        books.stats.reductions += 1
+        reason = DirectiveReason.PRESSURE
+    else:
+        books.stats.raises += 1
+        reason = DirectiveReason.HEADROOM
+    if lease.refused_floor is not None and state.quality == lease.elastic.min_quality:
+        reason = DirectiveReason.WORKER_REPORT
+    books.announce(lease, reason)
+    books.happened(
+        EventKind.QUALITY_CHANGED,
+        lease,
+        quality=round(state.quality, 4),
+        before=round(before, 4),
+        memory_limit_bytes=lease.limit_bytes,
+        revision=lease.revision,
+        reason=reason.name,
+    )

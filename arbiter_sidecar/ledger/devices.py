@@ -1,0 +1,300 @@
+"""The book of one device: what it has, what was measured, what is charged to whom.
+
+Running sums are kept beside the leases so that a decision reads four numbers instead of every lease; ``check`` proves
+them equal to what they stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.policy import attribution, capacity
+from arbiter_sidecar.policy.publication import Published
+from arbiter_sidecar.policy.quality import Elastic
+from arbiter_sidecar.requests import AllocationRequest
+from arbiter_sidecar.types import (
+    Attribution,
+    DeviceFacts,
+    DeviceHealth,
+    DeviceId,
+    DeviceSample,
+    EndReason,
+    PressureLevel,
+    Process,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRules:
+    """When measurements are believed and bytes count as gone. Seconds throughout.
+
+    Attributes:
+        stale_after_s: A sample older than this makes the device stale: figures stay, people are told.
+        freeze_after_s: Beyond this age nothing is granted: too much may have changed.
+        zero_samples: How often nothing must have been measured before the bytes of an ended lease are gone …
+        zero_span_s: … and over how long at least, so that one missed reading does not free memory that is there.
+        lock_delay_s: Bytes whose release cannot be seen are held at least so long …
+        lock_delay_ttls: … and at least so many times to live.
+        drain_grace_s: How long an ended lease may keep bytes before that is an alarm.
+    """
+
+    stale_after_s: float = 2.0
+    freeze_after_s: float = 5.0
+    zero_samples: int = 3
+    zero_span_s: float = 0.3
+    lock_delay_s: float = 30.0
+    lock_delay_ttls: float = 2.0
+    drain_grace_s: float = 10.0
+
+
+class DeviceBook:
+    """Capacity, measurements and charges of one device.
+
+    Attributes:
+        granted_bytes: Σ charged bytes of living leases.
+        accounted_bytes: Σ of the larger of charged and measured, of living leases.
+        residue_bytes: Σ bytes still held for ended leases.
+        demand_bytes: Σ bytes of living leases at their best quality.
+        ceiling_bytes: Capacity less foreign use, smoothed.
+        next_step: When the next publication is due; ``None`` when none is.
+        candidate: The waiting request for which lower targets are published.
+        starved: A rise was due for which there were no bytes.
+        below_best: How many living leases are published below their best quality.
+    """
+
+    def __init__(self, facts: DeviceFacts, rules: DeviceRules) -> None:
+        self.facts = facts
+        self.rules = rules
+        self.live: dict[int, Lease] = {}
+        self.ended: dict[int, Lease] = {}
+        self.granted_bytes = 0
+        self.accounted_bytes = 0
+        self.residue_bytes = 0
+        self.demand_bytes = 0
+        self.below_best = 0
+        self.ceiling_bytes = facts.capacity_bytes
+        self.foreign_bytes = 0
+        self.foreign_estimated = facts.attribution is Attribution.DEVICE_ONLY
+        self.used_bytes: int | None = None
+        self.machine_available_bytes: int | None = None
+        self.sampled_at: float | None = None
+        self.failure = ""
+        self.lost = False
+        self.level = PressureLevel.LOW
+        self.next_step: float | None = None
+        self.candidate: AllocationRequest | None = None
+        self.starved = False
+        self.reported_health = DeviceHealth.OK if not self.measured else DeviceHealth.UNKNOWN
+
+    @property
+    def device_id(self) -> DeviceId:
+        """Identity."""
+        return self.facts.device_id
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything is ever measured here."""
+        return self.facts.attribution is not Attribution.SELF_REPORTED
+
+    @property
+    def attributes(self) -> bool:
+        """Whether memory is measured for each process."""
+        return self.facts.attribution in (Attribution.PER_PROCESS, Attribution.TRANSLATED)
+
+    @property
+    def available_bytes(self) -> int:
+        """What could still be promised; negative when more is resident than there should be."""
+        return self.ceiling_bytes - self.accounted_bytes - self.residue_bytes
+
+    @property
+    def pressure(self) -> float:
+        """How full the device is, unclamped."""
+        return capacity.pressure(
+            self.granted_bytes + self.residue_bytes, self.foreign_bytes, self.used_bytes, self.facts.capacity_bytes
+        )
+
+    def health(self, now: float) -> DeviceHealth:
+        """Whether the figures can be trusted."""
+        if self.lost:
+            return DeviceHealth.LOST
+        if not self.measured:
+            return DeviceHealth.OK
+        if self.sampled_at is None:
+            return DeviceHealth.UNKNOWN
+        return DeviceHealth.STALE if now - self.sampled_at > self.rules.stale_after_s else DeviceHealth.OK
+
+    def frozen(self, now: float) -> bool:
+        """Whether nothing may be granted because too little is known."""
+        if self.lost:
+            return True
+        return self.measured and (self.sampled_at is None or now - self.sampled_at > self.rules.freeze_after_s)
+
+    def fits(self, more_bytes: int, now: float) -> bool:
+        """Whether so many bytes more can be promised now."""
+        if self.frozen(now) or more_bytes > self.available_bytes:
+            return False
+        if self.machine_available_bytes is None:
+            return True
+        return more_bytes + self._promised_unused() <= self.machine_available_bytes
+
+    def _promised_unused(self) -> int:
+        """Bytes that living leases may still take from the machine."""
+        return sum(max(0, lease.charged_bytes - (lease.measured_bytes or 0)) for lease in self.live.values())
+
+    def publish(self, lease: Lease, published: Published) -> None:
+        """Sets what a living lease is told. A rise is reserved here and now; a fall stays charged until it is confirmed."""
+        self.below_best -= lease.quality < lease.elastic.max_quality
+        lease.published = published
+        self.below_best += lease.quality < lease.elastic.max_quality
+        lease.limit_bytes = lease.elastic.bytes_at(published.quality)
+        lease.measured_over = lease.measured_bytes is not None and lease.measured_bytes > lease.limit_bytes
+        if lease.limit_bytes > lease.charged_bytes:
+            self.charge(lease, lease.limit_bytes)
+
+    def open(self, lease: Lease) -> None:
+        """Enters a newly granted lease with its charge."""
+        self.live[lease.fence] = lease
+        self.granted_bytes += lease.charged_bytes
+        self.accounted_bytes += lease.accounted_bytes
+        self.demand_bytes += lease.elastic.bytes_at(lease.elastic.max_quality)
+        self.below_best += lease.quality < lease.elastic.max_quality
+
+    def charge(self, lease: Lease, charged_bytes: int) -> None:
+        """Changes what a living lease is charged."""
+        self.granted_bytes += charged_bytes - lease.charged_bytes
+        self.accounted_bytes -= lease.accounted_bytes
+        lease.charged_bytes = charged_bytes
+        self.accounted_bytes += lease.accounted_bytes
+
+    def reshape(self, lease: Lease, elastic: Elastic) -> None:
+        """Changes the shape of a living lease: the policy changed, or it cannot go as low as it said."""
+        self.demand_bytes -= lease.elastic.bytes_at(lease.elastic.max_quality)
+        self.below_best -= lease.quality < lease.elastic.max_quality
+        lease.elastic = elastic
+        self.demand_bytes += elastic.bytes_at(elastic.max_quality)
+        self.below_best += lease.quality < elastic.max_quality
+
+    def close(self, lease: Lease) -> None:
+        """Moves a lease that has just ended to the draining ones; nothing becomes free."""
+        del self.live[lease.fence]
+        held = max(lease.charged_bytes, lease.measured_bytes or 0)
+        self.granted_bytes -= lease.charged_bytes
+        self.accounted_bytes -= held
+        self.demand_bytes -= lease.elastic.bytes_at(lease.elastic.max_quality)
+        self.below_best -= lease.quality < lease.elastic.max_quality
+        lease.residue_bytes = held
+        lease.planned_at_end = min(held, lease.limit_bytes)
+        self.residue_bytes += held
+        self.ended[lease.fence] = lease
+
+    def drained(self, lease: Lease) -> None:
+        """Strikes out an ended lease; its bytes are free."""
+        del self.ended[lease.fence]
+        self.residue_bytes -= lease.residue_bytes
+        lease.residue_bytes = 0
+
+    def traceable(self, lease: Lease) -> bool:
+        """Whether the bytes of this lease can be seen to go."""
+        return self.attributes and bool(lease.request.processes)
+
+    def lock_delay_ends(self, lease: Lease) -> float:
+        """When the bytes of an ended lease that cannot be traced count as gone."""
+        return lease.ended_at + max(self.rules.lock_delay_s, self.rules.lock_delay_ttls * lease.ttl_s)
+
+    def observe(self, sample: DeviceSample, taken_at: float) -> list[Lease]:
+        """Takes over a sample; returns the ended leases whose bytes it shows to be gone.
+
+        Args:
+            sample: What was measured.
+            taken_at: When measuring began; a lease that ended later learns nothing from it.
+        """
+        self.sampled_at = taken_at
+        self.failure = sample.detail
+        self.used_bytes = sample.used_bytes
+        self.machine_available_bytes = sample.machine_available_bytes
+        gone = self._attribute(sample.held_bytes, taken_at) if self.attributes else []
+        self._see_foreign(sample)
+        return gone
+
+    def _attribute(self, held_bytes: Mapping[Process, int | None], taken_at: float) -> list[Lease]:
+        leases = [*self.live.values(), *self.ended.values()]
+        claims = [attribution.Claim(lease.request.processes, self._expected(lease)) for lease in leases]
+        gone = []
+        for lease, found in zip(leases, attribution.attribute(claims, held_bytes), strict=True):
+            if lease.alive:
+                self._measure(lease, found)
+            elif found is not None and taken_at >= lease.ended_at and self._see_residue(lease, found, taken_at):
+                gone.append(lease)
+        return gone
+
+    @staticmethod
+    def _expected(lease: Lease) -> int:
+        return lease.charged_bytes if lease.alive else lease.residue_bytes
+
+    def _measure(self, lease: Lease, found: int | None) -> None:
+        self.accounted_bytes -= lease.accounted_bytes
+        lease.measured_bytes = found
+        self.accounted_bytes += lease.accounted_bytes
+        if found is not None and found > lease.limit_bytes:
+            lease.measured_over = True
+
+    def _see_residue(self, lease: Lease, found: int, taken_at: float) -> bool:
+        self.residue_bytes += found - lease.residue_bytes
+        lease.residue_bytes = lease.measured_bytes = found
+        if found > 0:
+            lease.zero_samples = 0
+            return False
+        if lease.zero_samples == 0:
+            lease.zero_since = taken_at
+        lease.zero_samples += 1
+        return lease.zero_samples >= self.rules.zero_samples and taken_at - lease.zero_since >= self.rules.zero_span_s
+
+    def _see_foreign(self, sample: DeviceSample) -> None:
+        self.foreign_estimated = sample.foreign_bytes is None
+        if sample.foreign_bytes is not None:
+            self.foreign_bytes = sample.foreign_bytes
+        elif sample.used_bytes is not None:
+            known = self.granted_bytes + self.residue_bytes
+            self.foreign_bytes = max(0, sample.used_bytes - known)
+        measured = max(0, self.facts.capacity_bytes - self.foreign_bytes)
+        self.ceiling_bytes = capacity.smooth_ceiling(self.ceiling_bytes, measured)
+
+    def elsewhere_bytes(self, now: float) -> int:
+        """What the solver must leave alone: foreign use and what ended leases still hold.
+
+        Within the grace an ended lease counts with no more than it had been told to use, so that its end alone never
+        makes anybody smaller.
+        """
+        held = sum(
+            lease.residue_bytes
+            if now - lease.ended_at >= self.rules.drain_grace_s
+            else min(lease.residue_bytes, lease.planned_at_end)
+            for lease in self.ended.values()
+        )
+        return self.facts.capacity_bytes - self.ceiling_bytes + held
+
+    def processes(self) -> Iterable[Process]:
+        """Every process whose memory matters here, each once, in order of the leases."""
+        return dict.fromkeys(
+            process
+            for book in (self.live, self.ended)
+            for lease in book.values()
+            for process in lease.request.processes
+        )
+
+    def check(self) -> None:
+        """Raises ``AssertionError`` where the book contradicts itself."""
+        live, ended = self.live.values(), self.ended.values()
+        assert self.granted_bytes == sum(lease.charged_bytes for lease in live)
+        assert self.accounted_bytes == sum(lease.accounted_bytes for lease in live)
+        assert self.residue_bytes == sum(lease.residue_bytes for lease in ended)
+        assert self.demand_bytes == sum(lease.elastic.bytes_at(lease.elastic.max_quality) for lease in live)
+        assert self.below_best == sum(lease.quality < lease.elastic.max_quality for lease in live)
+        assert all(lease.end_reason is EndReason.NONE for lease in live)
+        assert all(lease.residue_bytes >= 0 and not lease.alive for lease in ended)
+        for lease in live:
+            assert lease.limit_bytes <= lease.charged_bytes, "nobody is told more than was reserved"
+            assert lease.elastic.floor_bytes <= lease.limit_bytes <= lease.elastic.full_bytes
+        assert 0 <= self.ceiling_bytes <= self.facts.capacity_bytes

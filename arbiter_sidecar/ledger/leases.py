@@ -1,0 +1,288 @@
+"""The book of leases: who holds which authority, by which names it is found, and when it must next be looked at.
+
+Ending a lease here ends authority only; its bytes stay in the device's book until they are measured gone.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from arbiter_sidecar.policy.publication import Published
+from arbiter_sidecar.policy.quality import Elastic
+from arbiter_sidecar.requests import AllocationRequest, KvUsage
+from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, LeaseId, LeaseState, Process
+
+#: Missed share of the time to live after which a lease is suspect: one and a half heartbeat intervals of a third each.
+SUSPECT_SHARE = 0.5
+#: How long a lease that has gone is remembered: longer than any sensible retry of its holder.
+GRAVE_LIFE_S = 600.0
+#: How many of them at most: a megabyte or two.
+MAX_GRAVES = 20_000
+
+
+class Lease:
+    """One lease, alive or draining. Written by the ledgers and the core only; others read it.
+
+    Attributes:
+        elastic: Its shape under the present policy.
+        published: What it was told, and since when it could be told more.
+        limit_bytes: Bytes at the published quality.
+        charged_bytes: Bytes the books hold for it; above ``limit_bytes`` until a reduction is confirmed.
+        measured_bytes: Bytes its processes hold; ``None`` when unknown.
+        measured_over: A sample since the last reduction was above the limit, so that a fall proves compliance.
+        exited: How many of its processes have exited.
+        delivered: Somebody has received it.
+        deadline: End without another heartbeat, monotonic seconds.
+        refused_floor: Quality below which it refused to go; ``None`` when it did not.
+        zero_samples: Consecutive samples that showed nothing after the end.
+    """
+
+    __slots__ = (
+        "applied_revision",
+        "charged_bytes",
+        "confirmed",
+        "created_at",
+        "deadline",
+        "delivered",
+        "device_id",
+        "directive_reason",
+        "elastic",
+        "end_reason",
+        "ended_at",
+        "exited",
+        "fence",
+        "handle",
+        "kv_usage",
+        "last_beat",
+        "lease_id",
+        "limit_bytes",
+        "measured_bytes",
+        "measured_over",
+        "planned_at_end",
+        "published",
+        "quiet_until",
+        "refused_floor",
+        "refused_until",
+        "reported_bytes",
+        "request",
+        "residue_alarmed",
+        "residue_bytes",
+        "revision",
+        "suspect",
+        "ttl_s",
+        "zero_samples",
+        "zero_since",
+    )
+
+    def __init__(
+        self, *, lease_id: LeaseId, handle: int, fence: int, device_id: DeviceId, request: AllocationRequest, now: float
+    ) -> None:
+        self.lease_id = lease_id
+        self.handle = handle
+        self.fence = fence
+        self.device_id = device_id
+        self.request = request
+        self.ttl_s = request.ttl_s
+        self.created_at = now
+        self.last_beat = now
+        self.quiet_until = now + request.startup_window_s
+        self.deadline = max(now + request.ttl_s, self.quiet_until)
+        self.confirmed = False
+        self.delivered = False
+        self.suspect = False
+        self.end_reason = EndReason.NONE
+        self.ended_at = 0.0
+        self.exited = 0
+        self.elastic = Elastic(full_bytes=0, floor_bytes=0, min_quality=0.0, max_quality=1.0, weight=1.0)
+        self.published = Published(1.0)
+        self.limit_bytes = 0
+        self.charged_bytes = 0
+        self.measured_bytes: int | None = None
+        self.measured_over = False
+        self.reported_bytes: int | None = None
+        self.kv_usage: KvUsage | None = None
+        self.revision = 0
+        self.applied_revision = 0
+        self.directive_reason = DirectiveReason.GRANT
+        self.refused_floor: float | None = None
+        self.refused_until = 0.0
+        self.residue_bytes = 0
+        self.planned_at_end = 0
+        self.residue_alarmed = False
+        self.zero_samples = 0
+        self.zero_since = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the authority holds."""
+        return self.end_reason is EndReason.NONE
+
+    @property
+    def state(self) -> LeaseState:
+        """Authority, in one word."""
+        if not self.alive:
+            return LeaseState.ENDED
+        if not self.confirmed:
+            return LeaseState.GRANTED
+        return LeaseState.SUSPECT if self.suspect else LeaseState.ACTIVE
+
+    @property
+    def quality(self) -> float:
+        """The published quality."""
+        return self.published.quality
+
+    @property
+    def accounted_bytes(self) -> int:
+        """What must be taken to be on the device: the larger of promised and measured, or the residue after the end."""
+        if not self.alive:
+            return self.residue_bytes
+        return max(self.charged_bytes, self.measured_bytes or 0)
+
+    @property
+    def attention_at(self) -> float:
+        """When it must next be looked at: to become suspect, or to end."""
+        if self.suspect:
+            return self.deadline
+        return max(self.last_beat + SUSPECT_SHARE * self.ttl_s, min(self.quiet_until, self.deadline))
+
+
+class Grave(NamedTuple):
+    """What is remembered of a lease after its bytes are gone, so that late callers hear the truth."""
+
+    lease_id: LeaseId
+    handle: int
+    fence: int
+    namespace: str
+    end_reason: EndReason
+    buried_at: float
+
+
+class LeaseBook:
+    """All leases that live or drain, found by id, handle and process; and for a while those that have gone."""
+
+    def __init__(self, *, first_fence: int) -> None:
+        self._by_id: dict[LeaseId, Lease] = {}
+        self._by_handle: dict[int, Lease] = {}
+        self._by_process: dict[Process, list[Lease]] = {}
+        self._attention: list[tuple[float, int, Lease]] = []
+        self._graves: OrderedDict[LeaseId, Grave] = OrderedDict()
+        self._graves_by_handle: dict[int, Grave] = {}
+        self._fences: dict[DeviceId, int] = {}
+        self._first_fence = first_fence
+        self._live = 0
+        self._added = 0
+
+    def __len__(self) -> int:
+        return self._live
+
+    @property
+    def total(self) -> int:
+        """How many leases live or drain."""
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter(self._by_id.values())
+
+    def get(self, lease_id: str) -> Lease | None:
+        """The lease of this id, alive or draining."""
+        return self._by_id.get(LeaseId(lease_id))
+
+    def by_handle(self, handle: int) -> Lease | None:
+        """The lease of this handle, alive or draining."""
+        return self._by_handle.get(handle)
+
+    def holding(self, process: Process) -> tuple[Lease, ...]:
+        """The leases that name this process, oldest first."""
+        return tuple(self._by_process.get(process, ()))
+
+    def next_fence(self, device_id: DeviceId) -> int:
+        """A fence above every earlier one of the device."""
+        fence = self._fences.get(device_id, self._first_fence) + 1
+        self._fences[device_id] = fence
+        return fence
+
+    def add(self, lease: Lease) -> None:
+        """Enters a new lease under all its names."""
+        self._by_id[lease.lease_id] = lease
+        self._by_handle[lease.handle] = lease
+        for process in lease.request.processes:
+            self._by_process.setdefault(process, []).append(lease)
+        # The running number breaks ties of time, so that leases themselves are never compared.
+        self._added += 1
+        heapq.heappush(self._attention, (lease.attention_at, self._added, lease))
+        self._live += 1
+
+    def end(self, lease: Lease, reason: EndReason, now: float) -> None:
+        """Ends the authority. The lease stays in the book until it is forgotten."""
+        lease.end_reason = reason
+        lease.ended_at = now
+        self._live -= 1
+
+    def forget(self, lease: Lease, now: float) -> None:
+        """Buries an ended lease whose bytes are gone; old graves make room."""
+        del self._by_id[lease.lease_id]
+        del self._by_handle[lease.handle]
+        for process in lease.request.processes:
+            held = self._by_process[process]
+            held.remove(lease)
+            if not held:
+                del self._by_process[process]
+        grave = Grave(lease.lease_id, lease.handle, lease.fence, lease.request.namespace, lease.end_reason, now)
+        self._graves[lease.lease_id] = self._graves_by_handle[lease.handle] = grave
+        while self._graves:
+            oldest = next(iter(self._graves.values()))
+            if len(self._graves) <= MAX_GRAVES and now - oldest.buried_at <= GRAVE_LIFE_S:
+                break
+            del self._graves[oldest.lease_id]
+            del self._graves_by_handle[oldest.handle]
+
+    def grave(self, lease_id: str) -> Grave | None:
+        """What is remembered of a lease that has gone."""
+        return self._graves.get(LeaseId(lease_id))
+
+    def grave_by_handle(self, handle: int) -> Grave | None:
+        """The same, by handle."""
+        return self._graves_by_handle.get(handle)
+
+    def next_attention(self) -> float | None:
+        """When the next lease may need a look; may be early, never late."""
+        return self._attention[0][0] if self._attention else None
+
+    def due(self, now: float) -> Lease | None:
+        """A lease that really needs a look by ``now``.
+
+        Entries are corrected only when they surface, so that a renewal is one store and touches no queue.
+        """
+        while self._attention and self._attention[0][0] <= now:
+            _, order, lease = self._attention[0]
+            if not lease.alive:
+                heapq.heappop(self._attention)
+            elif lease.attention_at > now:
+                heapq.heapreplace(self._attention, (lease.attention_at, order, lease))
+            else:
+                return lease
+        return None
+
+    def delay(self, seconds: float) -> None:
+        """Moves every deadline into the future, because the arbiter itself had been away."""
+        for lease in self._by_id.values():
+            if lease.alive:
+                lease.deadline += seconds
+                lease.last_beat += seconds
+                lease.quiet_until += seconds
+
+    def check(self) -> None:
+        """Raises ``AssertionError`` where the book contradicts itself."""
+        assert self._live == sum(lease.alive for lease in self._by_id.values())
+        assert len(self._by_handle) == len(self._by_id)
+        assert all(self._by_handle[lease.handle] is lease for lease in self._by_id.values())
+        queued = {id(lease) for _, _, lease in self._attention}
+        assert len(queued) == len(self._attention), "one entry for each lease"
+        assert all(id(lease) in queued for lease in self._by_id.values() if lease.alive)
+        fences = [(lease.device_id, lease.fence) for lease in self._by_id.values()]
+        assert len(set(fences)) == len(fences), "one lease for each fence of a device"
+        named = [(process, id(lease)) for process, held in self._by_process.items() for lease in held]
+        assert len(named) == sum(len(lease.request.processes) for lease in self._by_id.values())

@@ -1,0 +1,120 @@
+"""The admission queue: who waits for memory, in the order of arrival, and for how long."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from arbiter_sidecar.requests import AllocationRequest
+from arbiter_sidecar.types import DeviceId, Ticket
+
+
+class Waiter:
+    """One request that waits; several callers may wait for the same request.
+
+    Attributes:
+        arrival: Running number of its arrival.
+        request: What is wanted.
+        since: When it arrived, monotonic seconds.
+        deadline: When it gives up.
+        tickets: The callers, first come first.
+        device_id: The device it waits for at present.
+        reclaiming: Lower targets are published for it.
+        reason: Why it waits, for people.
+    """
+
+    __slots__ = ("arrival", "deadline", "device_id", "reason", "reclaiming", "request", "since", "tickets")
+
+    def __init__(self, request: AllocationRequest, ticket: Ticket, now: float) -> None:
+        self.arrival = 0
+        self.request = request
+        self.since = now
+        self.deadline = now + request.wait_s
+        self.tickets = [ticket]
+        self.device_id: DeviceId | None = None
+        self.reclaiming = False
+        self.reason = ""
+
+    @property
+    def name(self) -> str:
+        """What the request is called: the caller's id, or its number where the caller gave none."""
+        return self.request.request_id or f"#{self.arrival}"
+
+
+class AdmissionQueue:
+    """Waiting requests in order of arrival. Bounded by the core, which refuses beyond its limit."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[int, Waiter] = {}
+        self._by_ticket: dict[Ticket, Waiter] = {}
+        self._deadlines: list[tuple[float, int, Waiter]] = []
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    @property
+    def callers(self) -> int:
+        """How many callers wait."""
+        return len(self._by_ticket)
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return iter(list(self._waiters.values()))
+
+    def add(self, waiter: Waiter) -> None:
+        """Puts a request at the end."""
+        self._arrivals += 1
+        waiter.arrival = self._arrivals
+        self._waiters[waiter.arrival] = waiter
+        heapq.heappush(self._deadlines, (waiter.deadline, waiter.arrival, waiter))
+        for ticket in waiter.tickets:
+            self._by_ticket[ticket] = waiter
+
+    def join(self, waiter: Waiter, ticket: Ticket, deadline: float) -> None:
+        """Lets another caller wait for the same request, as long as the more patient of them wants to."""
+        waiter.tickets.append(ticket)
+        waiter.deadline = max(waiter.deadline, deadline)
+        self._by_ticket[ticket] = waiter
+
+    def of(self, ticket: Ticket) -> Waiter | None:
+        """The request a caller waits for."""
+        return self._by_ticket.get(ticket)
+
+    def leave(self, ticket: Ticket) -> Waiter | None:
+        """Takes one caller out; returns the request when nobody waits for it any more and it is gone."""
+        waiter = self._by_ticket.pop(ticket)
+        waiter.tickets.remove(ticket)
+        if waiter.tickets:
+            return None
+        del self._waiters[waiter.arrival]
+        return waiter
+
+    def remove(self, waiter: Waiter) -> None:
+        """Takes a request out with all its callers, who are answered by whoever removes it."""
+        del self._waiters[waiter.arrival]
+        for ticket in waiter.tickets:
+            del self._by_ticket[ticket]
+
+    def next_deadline(self) -> float | None:
+        """When the first of them gives up. Entries are corrected only when they surface."""
+        while self._deadlines:
+            at, arrival, waiter = self._deadlines[0]
+            if arrival not in self._waiters:
+                heapq.heappop(self._deadlines)
+            elif waiter.deadline > at:
+                heapq.heapreplace(self._deadlines, (waiter.deadline, arrival, waiter))
+            else:
+                return at
+        return None
+
+    def due(self, now: float) -> Waiter | None:
+        """A request that has waited long enough."""
+        at = self.next_deadline()
+        return self._deadlines[0][2] if at is not None and at <= now else None
+
+    def check(self) -> None:
+        """Raises ``AssertionError`` where the queue contradicts itself."""
+        assert all(waiter.tickets for waiter in self._waiters.values())
+        held = [ticket for waiter in self._waiters.values() for ticket in waiter.tickets]
+        assert len(set(held)) == len(held) == len(self._by_ticket)
+        assert all(self.of(ticket) is waiter for waiter in self._waiters.values() for ticket in waiter.tickets)

@@ -1,0 +1,1 @@
+"""Speaks gRPC: services, sessions, subscriptions, and the one mapping from errors to statuses."""

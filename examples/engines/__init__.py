@@ -1,0 +1,3 @@
+"""Language model engines for the LLM worker, behind one seam."""
+
+from __future__ import annotations

@@ -1,0 +1,205 @@
+"""What every worker does: lease, work, obey directives, and leave when asked or when the lease is lost.
+
+One thread does it all. Work comes in units of at most about a second; between units, and inside them wherever the
+workload looks, the newest directive is read from the lease (a plain attribute). Heartbeats are the client's business.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import arbiter_client
+from arbiter_client import errors, ladder
+
+from examples import memory, rungs
+from examples.stop import Stop, StopAsked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from arbiter_client.directive import Directive
+
+    from examples.journal import Journal
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_LEASE_LOST = 3
+
+#: The kernel takes pages back within microseconds of an unmap; seconds are for a machine that is very busy.
+_SETTLE_S = 2.0
+_SETTLE_PAUSE_S = 0.02
+
+
+class Workload(Protocol):
+    """What a worker does with its memory."""
+
+    @property
+    def rungs(self) -> Sequence[rungs.SizedRung]:
+        """Every size it can run at, largest first."""
+
+    def resize(self, rung: rungs.SizedRung, quality: float) -> None:
+        """Becomes that size; frees what it has before it takes anything new.
+
+        Raises:
+            RuntimeError: It cannot run at that size.
+        """
+
+    def work(self, interrupted: Callable[[], bool]) -> None:
+        """One unit of work; stops early, losing the unit, soon after `interrupted` says so.
+
+        Raises:
+            RuntimeError: The work failed.
+            OSError: A result could not be written.
+        """
+
+    def close(self) -> None:
+        """Frees everything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What to ask the arbiter for.
+
+    Attributes:
+        name: Holder, for people.
+        workload_type: "llm" or "image".
+        priority: "background", "low", "normal", "high" or "critical".
+        min_quality: The lowest useful quality in [0,1].
+        memory_bytes: Never lease more than this; None: what the largest size needs.
+        address: Where the arbiter listens; None: the usual place.
+    """
+
+    name: str
+    workload_type: str
+    priority: str
+    min_quality: float
+    memory_bytes: int | None
+    address: str | None
+
+
+def run(workload: Workload, terms: Terms, journal: Journal, stop: Stop) -> int:
+    """Leases memory for `workload` and works until `stop` is asked or the lease is lost.
+
+    Returns:
+        The exit code: EXIT_DONE, EXIT_FAILED or EXIT_LEASE_LOST.
+    """
+    try:
+        sizes = rungs.up_to(workload.rungs, terms.memory_bytes)
+        full, least = sizes[0].memory_bytes, sizes[-1].memory_bytes
+        journal.say("asking", memory_bytes=full, min_memory_bytes=least, min_quality=terms.min_quality)
+        with arbiter_client.connect_blocking(terms.address) as client, stop.interrupting() as interruptible:
+            with client.lease(
+                terms.name,
+                memory=full,
+                min_memory=least,
+                min_quality=terms.min_quality,
+                workload_type=terms.workload_type,
+                priority=terms.priority,
+                pids=[os.getpid()],
+            ) as lease:
+                interruptible.close()
+                journal.say("leased", lease_id=lease.lease_id, device=lease.device_id)
+                _Holding(workload, rungs.to_ladder(sizes, terms.min_quality), lease, journal, stop).last()
+            journal.say("released")
+    except StopAsked:
+        journal.say("stopped", detail="before the lease was granted")
+    except errors.LeaseLost as error:
+        journal.say("lease_lost", detail=error.message)
+        return EXIT_LEASE_LOST
+    except (errors.ArbiterClientError, ValueError, RuntimeError, OSError) as error:
+        journal.say("failed", detail=f"{type(error).__name__}: {error}")
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+class _Holding:
+    """A lease that is being worked under."""
+
+    __slots__ = ("_journal", "_ladder", "_lease", "_obeyed", "_rung", "_stop", "_workload")
+
+    def __init__(
+        self,
+        workload: Workload,
+        sizes: ladder.Ladder[rungs.SizedRung],
+        lease: arbiter_client.BlockingLease,
+        journal: Journal,
+        stop: Stop,
+    ) -> None:
+        self._workload = workload
+        self._ladder = sizes
+        self._lease = lease
+        self._journal = journal
+        self._stop = stop
+        self._obeyed: Directive | None = None
+        self._rung: rungs.SizedRung | None = None
+
+    def last(self) -> None:
+        """Works until `stop` is asked.
+
+        Raises:
+            LeaseLost: The arbiter took the lease, or could not be reached in time to keep it.
+        """
+        try:
+            while not self._stop.asked:
+                self._lease.check()
+                directive = self._lease.directive
+                if self._is_new(directive):
+                    self._obey(directive)
+                else:
+                    self._workload.work(self._interrupted)
+        finally:
+            # Freed before the lease is given back: nobody is granted bytes that are still in use here.
+            self._workload.close()
+
+    def _is_new(self, directive: Directive) -> bool:
+        return self._obeyed is None or directive.replaces(self._obeyed)
+
+    def _interrupted(self) -> bool:
+        return self._stop.asked or self._lease.lost or self._is_new(self._lease.directive)
+
+    def _obey(self, directive: Directive) -> None:
+        self._obeyed = directive
+        began = time.monotonic()
+        try:
+            chosen = self._ladder.for_directive(directive).settings
+        except ladder.NoRungFits as error:
+            self._lease.refused(directive, achievable_quality=error.lowest_quality)
+            self._journal.say("refused", quality=directive.quality, detail=str(error))
+            return
+        if self._rung is None or chosen.name != self._rung.name:
+            self._workload.resize(chosen, directive.quality)
+            self._rung = chosen
+        used = _settled(directive.memory_limit_bytes)
+        if used <= directive.memory_limit_bytes:
+            self._lease.applied(directive, used_memory_bytes=used)
+        else:
+            self._lease.refused(directive, achievable_quality=self._lowest_quality_for(used))
+        self._journal.say(
+            "rung",
+            rung=chosen.name,
+            quality=directive.quality,
+            limit_bytes=directive.memory_limit_bytes,
+            used_bytes=used,
+            applied=used <= directive.memory_limit_bytes,
+            seconds=round(time.monotonic() - began, 3),
+        )
+
+    def _lowest_quality_for(self, used: int) -> float:
+        """The quality whose memory limit covers `used` bytes; 1 when none does."""
+        covering = [rung.min_quality for rung in self._ladder if (rung.memory_bytes or 0) >= used]
+        return min(covering, default=1.0)
+
+
+def _settled(limit: int) -> int:
+    """Bytes in use now, after giving freed pages some time to arrive below `limit`."""
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        memory.return_freed_pages()
+        used = memory.proportional_bytes()
+        if used <= limit or time.monotonic() > deadline:
+            return used
+        time.sleep(_SETTLE_PAUSE_S)

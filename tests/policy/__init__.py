@@ -1,0 +1,1 @@
+"""Checks of the pure policies against definitions restated here, never against the policies' own code."""
