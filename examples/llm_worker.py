@@ -1,9 +1,9 @@
 """A worker that answers prompts with a small language model and is as large as the arbiter lets it be.
 
-    python -m examples.llm_worker --out DIR [--address ADDRESS] [--priority high] [--memory 600MiB] [--engine llama|tiny]
+    python -m examples.llm_worker --out DIR [--address ADDRESS] [--memory 600MiB] [--engine llama|tiny]
 
-Writes every prompt and answer to DIR/answers.txt. Exit code 0 when asked to stop, 1 on failure, 2 on wrong usage, 3 when
-the lease is lost.
+Writes every prompt and answer to DIR/answers.txt. Exit code 0 when asked to stop, 1 on failure, 2 on wrong usage, 3
+when the lease is lost.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def make_engine(name: str) -> Engine:
     """
     # Each is imported only when it is used: the other one's libraries would be memory that the worker has to lease.
     if name == "tiny":
+        options.one_thread_for_algebra()
         from examples.engines.tiny_lm import TinyLm
 
         return TinyLm()

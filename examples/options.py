@@ -6,8 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from arbiter_client import amounts
-
+import arbiter_client
 from examples.worker_loop import Terms
 
 _PRIORITIES = ("background", "low", "normal", "high", "critical")
@@ -20,7 +19,7 @@ def size(text: str) -> int:
         ArgumentTypeError: It is none.
     """
     try:
-        amount = amounts.parse_bytes(text)
+        amount = arbiter_client.parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     if amount == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from arbiter_client import ladder
+import arbiter_client
 
 MIB = 1024 * 1024
 
@@ -50,7 +50,7 @@ def paid_from(rung: SizedRung, rungs: Sequence[SizedRung], min_quality: float) -
     return min_quality + (rung.memory_bytes - least) / (full - least) * (1 - min_quality)
 
 
-def to_ladder(rungs: Sequence[SizedRung], min_quality: float) -> ladder.Ladder[SizedRung]:
+def to_ladder(rungs: Sequence[SizedRung], min_quality: float) -> arbiter_client.Ladder[SizedRung]:
     """The ladder that picks the largest of `rungs` (largest first) that a directive pays for.
 
     Raises:
@@ -59,9 +59,9 @@ def to_ladder(rungs: Sequence[SizedRung], min_quality: float) -> ladder.Ladder[S
     sizes = [rung.memory_bytes for rung in rungs]
     if not sizes or sorted(set(sizes), reverse=True) != sizes:
         raise ValueError("sizes must fall from rung to rung")
-    return ladder.Ladder(
+    return arbiter_client.Ladder(
         [
-            ladder.Rung(paid_from(rung, rungs, min_quality), rung.name, rung, memory_bytes=rung.memory_bytes)
+            arbiter_client.Rung(paid_from(rung, rungs, min_quality), rung.name, rung, memory_bytes=rung.memory_bytes)
             for rung in rungs
         ],
         floor=min_quality,

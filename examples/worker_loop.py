@@ -6,22 +6,19 @@ workload looks, the newest directive is read from the lease (a plain attribute).
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import arbiter_client
-from arbiter_client import errors, ladder
-
 from examples import memory, rungs
+from examples.rungs import SizedRung
 from examples.stop import Stop, StopAsked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from arbiter_client.directive import Directive
 
     from examples.journal import Journal
 
@@ -32,16 +29,19 @@ EXIT_LEASE_LOST = 3
 #: The kernel takes pages back within microseconds of an unmap; seconds are for a machine that is very busy.
 _SETTLE_S = 2.0
 _SETTLE_PAUSE_S = 0.02
+#: A small worker could produce far more than anybody looks at; the rest of the time is left to its neighbours.
+_UNIT_S = 0.8
+_LOOK_UP_S = 0.05
 
 
 class Workload(Protocol):
     """What a worker does with its memory."""
 
     @property
-    def rungs(self) -> Sequence[rungs.SizedRung]:
+    def rungs(self) -> Sequence[SizedRung]:
         """Every size it can run at, largest first."""
 
-    def resize(self, rung: rungs.SizedRung, quality: float) -> None:
+    def resize(self, rung: SizedRung, quality: float) -> None:
         """Becomes that size; frees what it has before it takes anything new.
 
         Raises:
@@ -60,7 +60,7 @@ class Workload(Protocol):
         """Frees everything."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What to ask the arbiter for.
 
@@ -81,8 +81,21 @@ class Terms:
     address: str | None
 
 
-def run(workload: Workload, terms: Terms, journal: Journal, stop: Stop) -> int:
+def run(
+    workload: Workload,
+    terms: Terms,
+    journal: Journal,
+    stop: Stop,
+    connect: Callable[[str | None], arbiter_client.BlockingClient] = arbiter_client.connect_blocking,
+) -> int:
     """Leases memory for `workload` and works until `stop` is asked or the lease is lost.
+
+    Args:
+        workload: What to do with the memory.
+        terms: What to ask for.
+        journal: Is told what happens.
+        stop: Ends the work when asked.
+        connect: Makes the client from an address.
 
     Returns:
         The exit code: EXIT_DONE, EXIT_FAILED or EXIT_LEASE_LOST.
@@ -91,7 +104,7 @@ def run(workload: Workload, terms: Terms, journal: Journal, stop: Stop) -> int:
         sizes = rungs.up_to(workload.rungs, terms.memory_bytes)
         full, least = sizes[0].memory_bytes, sizes[-1].memory_bytes
         journal.say("asking", memory_bytes=full, min_memory_bytes=least, min_quality=terms.min_quality)
-        with arbiter_client.connect_blocking(terms.address) as client, stop.interrupting() as interruptible:
+        with stop.interrupting() as interruptible, connect(terms.address) as client:
             with client.lease(
                 terms.name,
                 memory=full,
@@ -107,10 +120,10 @@ def run(workload: Workload, terms: Terms, journal: Journal, stop: Stop) -> int:
             journal.say("released")
     except StopAsked:
         journal.say("stopped", detail="before the lease was granted")
-    except errors.LeaseLost as error:
+    except arbiter_client.LeaseLost as error:
         journal.say("lease_lost", detail=error.message)
         return EXIT_LEASE_LOST
-    except (errors.ArbiterClientError, ValueError, RuntimeError, OSError) as error:
+    except (arbiter_client.ArbiterClientError, ValueError, RuntimeError, OSError) as error:
         journal.say("failed", detail=f"{type(error).__name__}: {error}")
         return EXIT_FAILED
     return EXIT_DONE
@@ -124,7 +137,7 @@ class _Holding:
     def __init__(
         self,
         workload: Workload,
-        sizes: ladder.Ladder[rungs.SizedRung],
+        sizes: arbiter_client.Ladder[SizedRung],
         lease: arbiter_client.BlockingLease,
         journal: Journal,
         stop: Stop,
@@ -134,8 +147,8 @@ class _Holding:
         self._lease = lease
         self._journal = journal
         self._stop = stop
-        self._obeyed: Directive | None = None
-        self._rung: rungs.SizedRung | None = None
+        self._obeyed: arbiter_client.Directive | None = None
+        self._rung: SizedRung | None = None
 
     def last(self) -> None:
         """Works until `stop` is asked.
@@ -146,27 +159,39 @@ class _Holding:
         try:
             while not self._stop.asked:
                 self._lease.check()
-                directive = self._lease.directive
+                directive = self._in_force()
                 if self._is_new(directive):
                     self._obey(directive)
                 else:
-                    self._workload.work(self._interrupted)
+                    self._work()
         finally:
             # Freed before the lease is given back: nobody is granted bytes that are still in use here.
             self._workload.close()
 
-    def _is_new(self, directive: Directive) -> bool:
-        return self._obeyed is None or directive.replaces(self._obeyed)
+    def _work(self) -> None:
+        until = time.monotonic() + _UNIT_S
+        self._workload.work(self._interrupted)
+        while time.monotonic() < until and not self._interrupted():
+            time.sleep(_LOOK_UP_S)
+
+    def _in_force(self) -> arbiter_client.Directive:
+        """The newest directive, at the safe quality when the arbiter has been silent for too long."""
+        directive, quality = self._lease.directive, self._lease.quality
+        return directive if quality >= directive.quality else dataclasses.replace(directive, quality=quality)
+
+    def _is_new(self, directive: arbiter_client.Directive) -> bool:
+        obeyed = self._obeyed
+        return obeyed is None or directive.replaces(obeyed) or directive.quality != obeyed.quality
 
     def _interrupted(self) -> bool:
-        return self._stop.asked or self._lease.lost or self._is_new(self._lease.directive)
+        return self._stop.asked or self._lease.lost or self._is_new(self._in_force())
 
-    def _obey(self, directive: Directive) -> None:
+    def _obey(self, directive: arbiter_client.Directive) -> None:
         self._obeyed = directive
         began = time.monotonic()
         try:
             chosen = self._ladder.for_directive(directive).settings
-        except ladder.NoRungFits as error:
+        except arbiter_client.NoRungFits as error:
             self._lease.refused(directive, achievable_quality=error.lowest_quality)
             self._journal.say("refused", quality=directive.quality, detail=str(error))
             return

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arbiter_sidecar.adapters import drm
-from arbiter_sidecar.adapters.lineage import Lineage
-from arbiter_sidecar.adapters.procfs import ProcFs
+from arbiter_sidecar.adapters import drm, lineage, procfs
 from arbiter_sidecar.policy import capacity
 from arbiter_sidecar.types import Attribution, DeviceFacts, DeviceId, DeviceKind, DeviceSample, Process
 
@@ -46,9 +44,15 @@ def find(config: AmdConfig) -> tuple[list[SysfsProbe], list[str]]:
         if not (card / _TOTAL).exists():
             continue  # Another vendor's, or a display without memory of its own.
         try:
-            probes.append(SysfsProbe(card, index=index, config=config))
+            probe = SysfsProbe(card, index=index, config=config)
         except OSError as error:
             notes.append(f"AMD card {index} is left out: {error}")
+            continue
+        if probe.facts.capacity_bytes > 0:
+            probes.append(probe)
+        else:
+            # Integrated graphics: a small piece of the machine's memory, which is arbitrated as host memory.
+            notes.append(f"AMD card {index} is left out: its {probe.facts.total_bytes} bytes are less than the reserve")
     return probes, notes
 
 
@@ -63,8 +67,8 @@ class SysfsProbe:
             OSError: The card's memory cannot be read.
         """
         self._card = card
-        self._proc = ProcFs(config.proc_root)
-        self._lineage = Lineage(self._proc)
+        self._proc = procfs.ProcFs(config.proc_root)
+        self._lineage = lineage.Lineage(self._proc)
         self._pci_address = _pci_address(card)
         total = _number(card / _TOTAL)
         visible = _shows_memory(card, self._proc, config.device_root, self._pci_address)
@@ -121,7 +125,7 @@ def _entries(root: Path) -> list[tuple[Path, re.Match[str] | None]]:
         return []
 
 
-def _shows_memory(card: Path, proc: ProcFs, device_root: Path, pci_address: str) -> bool:
+def _shows_memory(card: Path, proc: procfs.ProcFs, device_root: Path, pci_address: str) -> bool:
     """True when the kernel tells, of a descriptor of our own on this card, how much video memory it uses."""
     nodes = sorted(node.name for node in (card / "drm").glob("renderD*"))
     for node in nodes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from arbiter_sidecar.adapters.procfs import ProcFs
+from arbiter_sidecar.adapters import procfs
 
 _DEVICE_FILES = "/dev/dri/"
 #: The first is what amdgpu has said since Linux 5.14, the second what newer kernels say for every driver.
@@ -26,7 +26,7 @@ class Client:
     vram_bytes: int
 
 
-def clients(proc: ProcFs, pid: int | str, pci_address: str) -> Iterator[Client]:
+def clients(proc: procfs.ProcFs, pid: int | str, pci_address: str) -> Iterator[Client]:
     """The clients that a process has open on the device at ``pci_address``, duplicates included.
 
     Raises:
@@ -39,7 +39,7 @@ def clients(proc: ProcFs, pid: int | str, pci_address: str) -> Iterator[Client]:
                 yield client
 
 
-def vram_bytes(proc: ProcFs, pids: Iterable[int], pci_address: str) -> int:
+def vram_bytes(proc: procfs.ProcFs, pids: Iterable[int], pci_address: str) -> int:
     """Video memory of a process tree on one device; shared clients count once.
 
     Raises:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from arbiter_sidecar.adapters import cgroups
-from arbiter_sidecar.adapters.procfs import ProcFs
+from arbiter_sidecar.adapters import cgroups, procfs
 
 #: A list of process ids longer than this is refused; it is read with every sample.
 _MAX_LISTED = 4096
@@ -41,7 +40,7 @@ class Foreign(Protocol):
         """
 
 
-def parse(text: str, proc: ProcFs, cgroup_root: Path = cgroups.CGROUP_ROOT) -> Foreign:
+def parse(text: str, proc: procfs.ProcFs, cgroup_root: Path = cgroups.CGROUP_ROOT) -> Foreign:
     """The rule that a configured word names.
 
     Raises:
@@ -76,7 +75,7 @@ class MachineForeign:
 
     __slots__ = ("_proc",)
 
-    def __init__(self, proc: ProcFs) -> None:
+    def __init__(self, proc: procfs.ProcFs) -> None:
         self._proc = proc
 
     def measure(self, held_bytes: int | None, tree_pids: Collection[int]) -> Measured:
@@ -105,7 +104,7 @@ class ListedForeign:
 
     __slots__ = ("_path", "_proc")
 
-    def __init__(self, path: Path, proc: ProcFs) -> None:
+    def __init__(self, path: Path, proc: procfs.ProcFs) -> None:
         self._path = path
         self._proc = proc
 

@@ -1,4 +1,4 @@
-"""Memory of the machine itself as a device: what is arbitrated where there is no GPU, or where a budget is configured."""
+"""Memory of the machine as a device: what is arbitrated where there is no GPU, or where a budget is configured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arbiter_sidecar.adapters import cgroups, foreign
-from arbiter_sidecar.adapters.lineage import Lineage
-from arbiter_sidecar.adapters.procfs import ProcFs
+from arbiter_sidecar.adapters import cgroups, foreign, lineage, procfs
 from arbiter_sidecar.policy import capacity
 from arbiter_sidecar.types import Attribution, DeviceFacts, DeviceId, DeviceKind, DeviceSample, Process
 
@@ -49,8 +47,8 @@ class HostMemoryProbe:
         """
         if config.budget_bytes is not None and config.budget_bytes <= 0:
             raise ValueError(f"the host memory budget is {config.budget_bytes} bytes, it must be positive")
-        self._proc = ProcFs(config.proc_root)
-        self._lineage = Lineage(self._proc)
+        self._proc = procfs.ProcFs(config.proc_root)
+        self._lineage = lineage.Lineage(self._proc)
         limit = cgroups.tightest_limit(config.proc_root, config.cgroup_root)
         machine = self._proc.meminfo("MemTotal")
         limited = limit is not None and limit.limit_bytes < machine

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from arbiter_sidecar.adapters.procfs import ProcFs, Stat
+from arbiter_sidecar.adapters import procfs
 from arbiter_sidecar.types import Process
 
 #: Parents followed upwards at most. Real trees are a few levels deep; the bound keeps a torn read from looping.
@@ -21,13 +21,13 @@ class Lineage:
 
     __slots__ = ("_proc", "_remembered")
 
-    def __init__(self, proc: ProcFs) -> None:
+    def __init__(self, proc: procfs.ProcFs) -> None:
         self._proc = proc
         #: Member to holder, of the last answer.
         self._remembered: dict[Process, Process] = {}
 
     def trees(self, holders: Sequence[Process]) -> dict[Process, set[int]]:
-        """The process ids under each holder, itself included while it lives; a process is in one tree only.
+        """The living processes under each holder, itself included; a process is in one tree only.
 
         A holder below another holder has a tree of its own, which is not part of the other's.
         """
@@ -45,9 +45,10 @@ class Lineage:
             if member.pid not in owner and self._proc.alive(member):
                 owner[member.pid] = holder
                 _descend(owner, {member.pid}, children)
+        self._remembered = {}
         for pid, holder in owner.items():
-            found[holder].add(pid)
-        self._remember(owner)
+            if pid == holder.pid or self._remember(pid, holder):
+                found[holder].add(pid)
         return found
 
     def owners(self, pids: Collection[int], holders: Collection[Process]) -> dict[int, Process]:
@@ -70,11 +71,11 @@ class Lineage:
         self._remembered = members
         return found
 
-    def _owner(self, stat: Stat, asked: frozenset[Process]) -> Process | None:
+    def _owner(self, stat: procfs.Stat, asked: frozenset[Process]) -> Process | None:
         last = self._remembered.get(stat.process)
         if last in asked and not self._proc.alive(last):
             return last
-        current: Stat | None = stat
+        current: procfs.Stat | None = stat
         for _ in range(_MAX_DEPTH):
             if current is None:
                 break
@@ -93,18 +94,16 @@ class Lineage:
         seen = ((member, holder) for member, holder in self._remembered.items() if member.pid == pid)
         return next(((member, holder) for member, holder in seen if holder in asked), (None, None))
 
-    def _remember(self, owner: dict[int, Process]) -> None:
-        members: dict[Process, Process] = {}
-        for pid, holder in owner.items():
-            if pid == holder.pid:
-                continue
-            try:
-                stat = self._proc.stat(pid)
-            except PermissionError:
-                continue  # Without its start time it could be confused with a later process.
-            if stat is not None and not stat.exited:
-                members[stat.process] = holder
-        self._remembered = members
+    def _remember(self, pid: int, holder: Process) -> bool:
+        """Remembers a member; False when it has exited."""
+        try:
+            stat = self._proc.stat(pid)
+        except PermissionError:
+            return True  # Not remembered: without its start time it could be confused with a later process.
+        if stat is None or stat.exited:
+            return False
+        self._remembered[stat.process] = holder
+        return True
 
 
 class _Census:
@@ -112,7 +111,7 @@ class _Census:
 
     __slots__ = ("_children", "_proc")
 
-    def __init__(self, proc: ProcFs) -> None:
+    def __init__(self, proc: procfs.ProcFs) -> None:
         self._proc = proc
         self._children: dict[int, list[int]] | None = None
 

@@ -7,10 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arbiter_sidecar.adapters import nvml_driver, pid_translation
-from arbiter_sidecar.adapters.lineage import Lineage
-from arbiter_sidecar.adapters.nvml_driver import DeviceLost, Driver, Handle, NotReported
-from arbiter_sidecar.adapters.procfs import ProcFs
+from arbiter_sidecar.adapters import lineage, nvml_driver, pid_translation, procfs
 from arbiter_sidecar.policy import capacity
 from arbiter_sidecar.types import MIB, Attribution, DeviceFacts, DeviceId, DeviceKind, DeviceSample, Process
 
@@ -49,7 +46,7 @@ def find(config: NvmlConfig) -> tuple[list[NvmlProbe], list[str]]:
         OSError: There is no driver, or it does not answer at all.
         ValueError: A cap in the environment is not a size.
     """
-    driver = Driver()
+    driver = nvml_driver.Driver()
     probes: list[NvmlProbe] = []
     notes: list[str] = []
     try:
@@ -79,16 +76,16 @@ class NvmlProbe:
 
     __slots__ = ("_driver", "_facts", "_handle", "_lineage", "_sized", "_translation")
 
-    def __init__(self, handle: Handle, *, index: int, cap_bytes: int | None, config: NvmlConfig) -> None:
+    def __init__(self, handle: nvml_driver.Handle, *, index: int, cap_bytes: int | None, config: NvmlConfig) -> None:
         """
         Raises:
             OSError: The driver does not say what the device is.
         """
         # Counted by the driver, which stays open until the last probe closes.
-        self._driver = Driver()
+        self._driver = nvml_driver.Driver()
         try:
-            self._handle: Handle | None = handle
-            self._lineage = Lineage(ProcFs(config.proc_root))
+            self._handle: nvml_driver.Handle | None = handle
+            self._lineage = lineage.Lineage(procfs.ProcFs(config.proc_root))
             uuid = self._driver.uuid(handle)
             total = _total_bytes(self._driver, handle)
             #: False when the size comes from the cap alone, or is not known at all.
@@ -123,7 +120,7 @@ class NvmlProbe:
         """
         try:
             return self._measure(holders)
-        except DeviceLost as error:
+        except nvml_driver.DeviceLost as error:
             self._handle = None
             return DeviceSample(
                 self._facts.device_id,
@@ -157,16 +154,16 @@ class NvmlProbe:
         foreign = _foreign_bytes(used, _total(earlier.values()), _total(held.values()), strangers)
         return DeviceSample(self._facts.device_id, used, held, foreign, detail=remark)
 
-    def _processes(self, handle: Handle) -> dict[int, int | None] | None:
+    def _processes(self, handle: nvml_driver.Handle) -> dict[int, int | None] | None:
         try:
             return self._driver.processes(handle)
-        except NotReported:
+        except nvml_driver.NotReported:
             return None
 
-    def _used_bytes(self, handle: Handle) -> int | None:
+    def _used_bytes(self, handle: nvml_driver.Handle) -> int | None:
         try:
             return self._driver.memory(handle).used_bytes
-        except NotReported:
+        except nvml_driver.NotReported:
             return None
 
     def _attribute(
@@ -193,7 +190,9 @@ def _total(sizes: Iterable[int | None]) -> int | None:
     return total
 
 
-def _foreign_bytes(used: int | None, held_before: int | None, held_after: int | None, strangers: int | None) -> int | None:
+def _foreign_bytes(
+    used: int | None, held_before: int | None, held_after: int | None, strangers: int | None
+) -> int | None:
     """What the holders do not account for: listed strangers, and use that no process is listed for.
 
     The larger of the two sums is the holders': a holder that freed or took memory between the readings must not look
@@ -206,22 +205,22 @@ def _foreign_bytes(used: int | None, held_before: int | None, held_after: int | 
     return max(strangers or 0, used - max(held_before, held_after))
 
 
-def _total_bytes(driver: Driver, handle: Handle) -> int | None:
+def _total_bytes(driver: nvml_driver.Driver, handle: nvml_driver.Handle) -> int | None:
     try:
         return driver.memory(handle).total_bytes
-    except NotReported:
+    except nvml_driver.NotReported:
         return None
 
 
 def _attribution(
-    driver: Driver, handle: Handle, config: NvmlConfig
+    driver: nvml_driver.Driver, handle: nvml_driver.Handle, config: NvmlConfig
 ) -> tuple[Attribution, pid_translation.Translation | None]:
     """Whether the listed process ids can be told apart, found out by looking at them."""
     try:
         listed = driver.processes(handle)
-    except NotReported:
+    except nvml_driver.NotReported:
         return Attribution.DEVICE_ONLY, None
-    proc = ProcFs(config.proc_root)
+    proc = procfs.ProcFs(config.proc_root)
     if pid_translation.in_first_namespace(proc) or pid_translation.listed_are_ours(listed, proc, _DEVICE_FILES):
         return Attribution.PER_PROCESS, pid_translation.SameIds()
     translation = pid_translation.host_ids(proc, config.host_proc)

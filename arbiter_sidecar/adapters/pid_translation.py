@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
-from arbiter_sidecar.adapters.procfs import ProcFs
+from arbiter_sidecar.adapters import procfs
 
 #: Inode of the first process namespace of every Linux machine: who is in it sees every process of the machine.
 _FIRST_NAMESPACE = "pid:[4026531836]"
@@ -39,7 +39,7 @@ class HostIds:
 
     __slots__ = ("_depth", "_host", "_last", "_proc")
 
-    def __init__(self, proc: ProcFs, host: ProcFs) -> None:
+    def __init__(self, proc: procfs.ProcFs, host: procfs.ProcFs) -> None:
         """
         Raises:
             OSError: ``host`` is no ``/proc`` of a namespace around ours.
@@ -83,7 +83,7 @@ class HostIds:
         return ours.process.pid
 
 
-def in_first_namespace(proc: ProcFs) -> bool:
+def in_first_namespace(proc: procfs.ProcFs) -> bool:
     """True when this process sees every process of the machine."""
     try:
         return os.readlink(proc.root / "self" / "ns" / "pid") == _FIRST_NAMESPACE
@@ -91,7 +91,7 @@ def in_first_namespace(proc: ProcFs) -> bool:
         return False
 
 
-def listed_are_ours(pids: Collection[int], proc: ProcFs, device_files: str) -> bool:
+def listed_are_ours(pids: Collection[int], proc: procfs.ProcFs, device_files: str) -> bool:
     """True when at least one of ``pids`` is visible here with a file open whose path begins with ``device_files``.
 
     A visible number alone proves nothing: in a container every small number is somebody's.
@@ -105,11 +105,11 @@ def listed_are_ours(pids: Collection[int], proc: ProcFs, device_files: str) -> b
     return False
 
 
-def host_ids(proc: ProcFs, host_proc: Path | None) -> HostIds | None:
+def host_ids(proc: procfs.ProcFs, host_proc: Path | None) -> HostIds | None:
     """The translation through a mounted host ``/proc``; ``None`` when there is none to use."""
     if host_proc is None:
         return None
     try:
-        return HostIds(proc, ProcFs(host_proc))
+        return HostIds(proc, procfs.ProcFs(host_proc))
     except OSError:
         return None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from arbiter_sidecar.adapters.procfs import ProcFs
+from arbiter_sidecar.adapters import procfs
 from arbiter_sidecar.types import Process
+
+if TYPE_CHECKING:
+    import asyncio
 
 #: Seconds between looks at processes that the kernel gives us no pidfd for (old kernel, seccomp, out of descriptors).
 #: Slow enough to cost nothing with a thousand of them, fast against the shortest lease time of three seconds.
@@ -29,11 +32,11 @@ class PidfdWatch:
     ``LOOK_INTERVAL_S`` seconds instead.
     """
 
-    __slots__ = ("_loop", "_look", "_proc", "_watched")
+    __slots__ = ("_look", "_loop", "_proc", "_watched")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, proc: ProcFs | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, proc: procfs.ProcFs | None = None) -> None:
         self._loop = loop
-        self._proc = proc or ProcFs()
+        self._proc = proc or procfs.ProcFs()
         self._watched: dict[Process, _Watched] = {}
         self._look: asyncio.TimerHandle | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arbiter_sidecar import errors
@@ -15,7 +14,7 @@ from arbiter_sidecar.policy import publication
 from arbiter_sidecar.policy.publication import Published
 from arbiter_sidecar.policy.quality import Elastic
 from arbiter_sidecar.requests import AllocationRequest
-from arbiter_sidecar.types import DeviceId, EventKind, LeaseId
+from arbiter_sidecar.types import EventKind, LeaseId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +27,7 @@ class Prospect:
         quality: The quality it would start with.
         start_bytes: Bytes at that quality.
         short_bytes: What is missing even with everybody at the minimum; 0 when quality can make room.
+        frozen: Whether too little is known of the device to grant anything on it.
         fits: Whether the bytes are free now.
     """
 
@@ -36,6 +36,7 @@ class Prospect:
     quality: float
     start_bytes: int
     short_bytes: int
+    frozen: bool
     fits: bool
 
     @property
@@ -46,7 +47,7 @@ class Prospect:
     @property
     def rank(self) -> tuple[bool, bool, float, int]:
         """Larger is better: granted now, granted after reductions, better quality, more room."""
-        return (self.fits, self.feasible, self.quality, self.device.available_bytes)
+        return (self.fits, self.feasible and not self.frozen, self.quality, self.device.available_bytes)
 
 
 def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: float) -> Prospect:
@@ -58,83 +59,93 @@ def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: 
         short = solution.hard_deficit_bytes
         start = publication.quantise(solution.targets[-1], minimum=elastic.min_quality, maximum=elastic.max_quality)
     start_bytes = elastic.bytes_at(start)
-    fits = short == 0 and device.fits(start_bytes, now)
     return Prospect(
-        device=device, elastic=elastic, quality=start, start_bytes=start_bytes, short_bytes=short, fits=fits
+        device=device,
+        elastic=elastic,
+        quality=start,
+        start_bytes=start_bytes,
+        short_bytes=short,
+        frozen=device.frozen(now),
+        fits=short == 0 and device.fits(start_bytes, now),
     )
 
 
 def eligible(books: Books, request: AllocationRequest) -> list[DeviceBook]:
-    """The devices that could ever hold a request, in order.
+    """The devices that could hold a request, in order.
 
     Raises:
         DeviceNotFound: It names a device that is not there.
         ExceedsCapacity: Its minimum is larger than every device it may use.
+        DeviceStale: Every device that is large enough is lost.
     """
-    named = DeviceId(request.device_id)
-    if request.device_id and named not in books.devices:
+    able = _able(books, request)
+    if able:
+        return able
+    allowed = _allowed(books, request)
+    if not allowed:
         raise errors.DeviceNotFound(
             f"no device {request.device_id!r}; there is {', '.join(books.devices) or 'none'}",
             device_id=request.device_id,
         )
-    allowed = [books.devices[named]] if request.device_id else list(books.devices.values())
     floor = books.shape(request).floor_bytes
-    able = [device for device in allowed if floor <= device.facts.capacity_bytes and not device.lost]
-    if able:
-        return able
-    largest = max((device.facts.capacity_bytes for device in allowed if not device.lost), default=0)
+    largest = max(allowed, key=lambda device: device.facts.capacity_bytes)
+    if floor <= largest.facts.capacity_bytes:
+        raise errors.DeviceStale(
+            f"device {largest.device_id} is lost; retry when it is back", device_id=largest.device_id
+        )
     raise errors.ExceedsCapacity(
-        f"the minimum of {floor} bytes is larger than the capacity of {largest} bytes; ask for less",
+        f"the minimum of {floor} bytes is larger than the capacity of {largest.facts.capacity_bytes} bytes; "
+        "ask for less",
         requested_bytes=floor,
-        capacity_bytes=largest,
+        capacity_bytes=largest.facts.capacity_bytes,
     )
+
+
+def _allowed(books: Books, request: AllocationRequest) -> list[DeviceBook]:
+    return [device for device in books.devices.values() if request.device_id in ("", device.device_id)]
+
+
+def _able(books: Books, request: AllocationRequest) -> list[DeviceBook]:
+    floor = books.shape(request).floor_bytes
+    return [device for device in _allowed(books, request) if floor <= device.facts.capacity_bytes and not device.lost]
 
 
 def admit(books: Books, now: float) -> None:
     """Grants waiting requests, first come first served on each device, and marks who is made room for."""
     for device in books.devices.values():
-        device.candidate = None
-    taken: set[DeviceId] = set()
+        device.awaited, device.candidate = False, None
     for waiter in books.queue:
-        if len(taken) == len(books.devices):
+        if all(device.awaited for device in books.devices.values()):
             break
-        best = _best(books, waiter.request, taken, now)
+        able = _able(books, waiter.request)
+        free = [prospect(books, device, waiter.request, now) for device in able if not device.awaited]
+        best = max(free, key=lambda each: each.rank, default=None)
         if best is None:
-            continue
-        if best.fits:
+            # Its device may have gone while it waited; it waits on, the device may come back.
+            waiter.device_id, waiter.reclaiming = None, False
+            waiter.reason = "" if able else "its device is lost"
+        elif best.fits:
             books.queue.remove(waiter)
             grant(books, best, waiter, now)
         else:
-            taken.add(best.device.device_id)
-            _await_turn(waiter, best, now)
+            _await_turn(waiter, best)
 
 
-def _best(books: Books, request: AllocationRequest, taken: set[DeviceId], now: float) -> Prospect | None:
-    able = [device for device in _able(books, request) if device.device_id not in taken]
-    return max((prospect(books, device, request, now) for device in able), key=lambda each: each.rank, default=None)
-
-
-def _able(books: Books, request: AllocationRequest) -> Sequence[DeviceBook]:
-    try:
-        return eligible(books, request)
-    except errors.ArbiterError:
-        # The device went away while the request waited; it waits on, the device may come back.
-        return ()
-
-
-def _await_turn(waiter: Waiter, best: Prospect, now: float) -> None:
-    waiter.device_id = best.device.device_id
-    waiter.reclaiming = best.feasible and not best.device.frozen(now)
-    if best.device.frozen(now):
-        waiter.reason = "the device cannot be measured at present"
-    elif not best.feasible:
-        waiter.reason = f"{best.short_bytes} bytes are missing even with every lease at its minimum quality"
-    else:
-        best.device.candidate = waiter.request
+def _await_turn(waiter: Waiter, best: Prospect) -> None:
+    device = best.device
+    device.awaited = True
+    waiter.device_id = device.device_id
+    waiter.reclaiming = best.feasible and not best.frozen
+    if waiter.reclaiming:
+        device.candidate = waiter.request
         waiter.reason = (
             f"{best.start_bytes} bytes at quality {best.quality:.2f} are planned, "
-            f"{max(0, best.device.available_bytes)} are free; lower targets are published and must be confirmed"
+            f"{max(0, device.available_bytes)} are free; lower targets are published and must be confirmed"
         )
+    elif best.frozen:
+        waiter.reason = "the device cannot be measured at present"
+    else:
+        waiter.reason = f"{best.short_bytes} bytes are missing even with every lease at its minimum quality"
 
 
 def grant(books: Books, best: Prospect, waiter: Waiter, now: float) -> Lease:
@@ -160,7 +171,6 @@ def grant(books: Books, best: Prospect, waiter: Waiter, now: float) -> Lease:
     mean = books.stats.kind(request.workload)
     if mean is not None:
         mean.move(leases=1, quality=best.quality, now=now)
-    books.stats.granted += len(waiter.tickets)
     books.pending.append(effects.Opened(lease))
     books.happened(
         EventKind.LEASE_GRANTED,
@@ -172,7 +182,7 @@ def grant(books: Books, best: Prospect, waiter: Waiter, now: float) -> Lease:
         workload_type=request.workload.name,
     )
     for position, ticket in enumerate(waiter.tickets):
-        books.pending.append(effects.Granted(ticket, lease, now - waiter.since, position > 0))
+        books.answer(ticket, lease, waited_s=now - waiter.since, already_granted=position > 0)
     return lease
 
 
@@ -183,14 +193,14 @@ def _fresh_handle(books: Books) -> int:
     return handle
 
 
-def refusal(books: Books, best: Prospect | None, request: AllocationRequest, now: float) -> errors.ArbiterError:
+def refusal(best: Prospect | None, request: AllocationRequest) -> errors.ArbiterError:
     """Why a request that will not wait cannot have its memory now."""
     if best is None:
         return errors.InsufficientMemory(
             "earlier requests wait for the same memory", requested_bytes=request.memory_bytes
         )
     device = best.device
-    if device.frozen(now):
+    if best.frozen:
         return errors.DeviceStale(device_id=device.device_id)
     if not best.feasible:
         reachable = _reachable_quality(best)

@@ -17,7 +17,7 @@ from arbiter_sidecar.ledger.waiting import AdmissionQueue, Waiter
 from arbiter_sidecar.policy import quality
 from arbiter_sidecar.policy.quality import Elastic, QualityPolicy
 from arbiter_sidecar.requests import AllocationRequest
-from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, EventKind, WorkloadType
+from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, EventKind, Ticket, WorkloadType
 
 #: Fences of one epoch start above those of the one before; so many leases fit into one epoch.
 FENCES_PER_EPOCH = 1 << 32
@@ -87,6 +87,7 @@ class Books:
         self.revision = 0
         self.draining = False
         self.pending: list[effects.Effect] = []
+        self.undelivered: dict[Ticket, Lease] = {}
         self._agenda: list[tuple[float, int, Errand, Lease]] = []
         self._errands = 0
 
@@ -121,6 +122,12 @@ class Books:
             max_quality=shape.max_quality,
             weight=shape.weight,
         )
+
+    def answer(self, ticket: Ticket, lease: Lease, *, waited_s: float, already_granted: bool) -> None:
+        """Gives a caller its lease; the caller has it only when the outside says that it was delivered."""
+        self.stats.granted += 1
+        self.undelivered[ticket] = lease
+        self.pending.append(effects.Granted(ticket, lease, waited_s, already_granted))
 
     def announce(self, lease: Lease, reason: DirectiveReason) -> None:
         """Gives the lease's directive its revision and has it sent."""
@@ -238,6 +245,8 @@ class Books:
                 assert self.leases.get(lease.lease_id) is lease
                 assert lease.device_id == device.device_id
         assert sum(len(device.live) for device in self.devices.values()) == len(self.leases)
+        for lease in self.undelivered.values():
+            assert self.leases.get(lease.lease_id) is lease or not lease.alive
         for held in self.by_request.values():
             assert held in list(self.queue) if isinstance(held, Waiter) else held.alive
         stats = self.stats

@@ -46,7 +46,7 @@ class Dry:
         device_id: Where it would be.
         quality: With which quality it would start.
         memory_bytes: Bytes at that quality.
-        fits: Whether it would be granted at once; else after reductions.
+        fits: Whether it would be granted at once; else after those who wait already, or after reductions.
     """
 
     device_id: DeviceId
@@ -66,7 +66,6 @@ class Arbiter:
         self._renewals = Renewals(self.books)
         self._now = now
         self._tickets = 0
-        self._undelivered: dict[Ticket, Lease] = {}
 
     @property
     def epoch(self) -> int:
@@ -77,9 +76,10 @@ class Arbiter:
 
     def add_device(self, facts: DeviceFacts, now: float) -> None:
         """Enters a device. One that is measured grants nothing before its first sample."""
-        self._enter(now)
+        now = self._enter(now)
         assert facts.device_id not in self.books.devices
-        self.books.devices[facts.device_id] = DeviceBook(facts, self.books.config.rules)
+        device = self.books.devices[facts.device_id] = DeviceBook(facts, self.books.config.rules)
+        self._reconcile([device], now)
 
     def allocate(self, request: AllocationRequest, now: float) -> Ticket:
         """Asks for a lease. The answer comes as ``Granted`` or ``Refused`` with the returned ticket, now or later.
@@ -90,28 +90,45 @@ class Arbiter:
             IdempotencyMismatch: The request id was used with other arguments.
             DeviceNotFound: It names a device that is not there.
             ExceedsCapacity: It can never fit.
+            DeviceStale: Every device that is large enough is lost.
         """
         now = self._enter(now)
         books = self.books
         if books.draining:
             raise errors.ShuttingDown()
-        known = books.by_request.get((request.namespace, request.request_id)) if request.request_id else None
-        if known is not None and known.request != request:
-            raise errors.IdempotencyMismatch(request_id=request.request_id)
-        admission.eligible(books, request)
-        if books.leases.total >= books.config.max_leases or len(books.queue) >= books.config.max_waiting:
-            raise errors.QueueFull()
+        known = self._known(request, now)
+        if known is None:
+            admission.eligible(books, request)
+        self._bound(known)
         self._tickets += 1
         ticket = Ticket(self._tickets)
         books.stats.requests += 1
         if isinstance(known, Lease):
-            books.stats.granted += 1
-            books.pending.append(effects.Granted(ticket, known, 0.0, True))
+            books.answer(ticket, known, waited_s=0.0, already_granted=True)
         elif known is not None:
             books.queue.join(known, ticket, now + request.wait_s)
         else:
             self._ask(Waiter(request, ticket, now), now)
         return ticket
+
+    def _known(self, request: AllocationRequest, now: float) -> Lease | Waiter | None:
+        """What an earlier call with the same request id has led to, as long as it lives."""
+        known = self.books.by_request.get((request.namespace, request.request_id)) if request.request_id else None
+        if known is None or (isinstance(known, Lease) and known.deadline <= now):
+            return None
+        if known.request != request:
+            raise errors.IdempotencyMismatch(request_id=request.request_id)
+        return known
+
+    def _bound(self, known: Lease | Waiter | None) -> None:
+        """Refuses what would grow a table beyond its limit; who asks again for a living lease takes no place."""
+        books, config = self.books, self.books.config
+        if isinstance(known, Lease):
+            return
+        if books.queue.callers >= config.max_waiting:
+            raise errors.QueueFull(f"{books.queue.callers} callers wait already, no more are let in")
+        if known is None and books.leases.total + len(books.queue) >= config.max_leases:
+            raise errors.QueueFull(f"{books.leases.total} leases live or drain already, no more are let in")
 
     def _ask(self, waiter: Waiter, now: float) -> None:
         books, request = self.books, waiter.request
@@ -134,7 +151,7 @@ class Arbiter:
                 if waiter.device_id is not None:
                     best = admission.prospect(books, books.devices[waiter.device_id], request, now)
                 books.stats.refused += 1
-                books.fail(waiter, admission.refusal(books, best, request, now))
+                books.fail(waiter, admission.refusal(best, request))
                 admission.admit(books, now)
         self._publish(books.devices.values(), now)
 
@@ -142,24 +159,32 @@ class Arbiter:
         """What ``allocate`` would do now; changes nothing.
 
         Raises:
+            ShuttingDown: The server drains.
             DeviceNotFound: It names a device that is not there.
             ExceedsCapacity: It can never fit.
             InsufficientMemory: It would have to wait for somebody to leave.
             InsufficientQuality: It would fit below the minimum quality it asks.
-            DeviceStale: The device cannot be measured.
+            DeviceStale: The device cannot be measured, or is lost.
         """
         now = self._enter(now)
+        if self.books.draining:
+            raise errors.ShuttingDown()
         prospects = [
             admission.prospect(self.books, each, request, now) for each in admission.eligible(self.books, request)
         ]
         best = max(prospects, key=lambda each: each.rank)
-        if not best.feasible or best.device.frozen(now):
-            raise admission.refusal(self.books, best, request, now)
-        return Dry(device_id=best.device.device_id, quality=best.quality, memory_bytes=best.start_bytes, fits=best.fits)
+        if not best.feasible or best.frozen:
+            raise admission.refusal(best, request)
+        return Dry(
+            device_id=best.device.device_id,
+            quality=best.quality,
+            memory_bytes=best.start_bytes,
+            fits=best.fits and not best.device.awaited,
+        )
 
     def delivered(self, ticket: Ticket) -> None:
         """The caller has its lease: from here on only heartbeats keep it."""
-        lease = self._undelivered.pop(ticket, None)
+        lease = self.books.undelivered.pop(ticket, None)
         if lease is not None:
             lease.delivered = True
 
@@ -167,11 +192,11 @@ class Arbiter:
         """The caller of a ticket has gone. Its request leaves the queue; a grant that nobody ever saw is undone."""
         now = self._enter(now)
         books = self.books
-        lease = self._undelivered.pop(ticket, None)
+        lease = books.undelivered.pop(ticket, None)
         if lease is not None:
             books.stats.granted -= 1
             books.stats.cancelled += 1
-            if lease.alive and not lease.delivered and lease not in self._undelivered.values():
+            if lease.alive and not lease.delivered and lease not in books.undelivered.values():
                 books.end(lease, EndReason.UNDELIVERED, now)
                 self._reconcile([books.device_of(lease)], now)
         elif books.queue.of(ticket) is not None:
@@ -191,10 +216,10 @@ class Arbiter:
 
     def confirm(self, lease_ids: Iterable[str], now: float) -> None:
         """The holder has opened a quality stream: the leases are confirmed, but not renewed."""
-        self._enter(now)
+        now = self._enter(now)
         for lease_id in lease_ids:
             lease = self.books.leases.get(lease_id)
-            if lease is not None and lease.alive:
+            if lease is not None and lease.alive and now < lease.deadline:
                 self._renewals.confirm(lease)
 
     def release(self, lease_id: str, fence: int, now: float) -> bool:
@@ -213,18 +238,23 @@ class Arbiter:
             raise errors.Fenced(f"fence {fence} is not that of lease {lease_id!r}", lease_id=lease_id)
         if lease is None or not lease.alive:
             return True
-        self.books.stats.released += 1
-        self.books.end(lease, EndReason.RELEASED, now)
+        late = lease.deadline <= now
+        if late:
+            self._renewals.expire(lease, now)
+        else:
+            self.books.stats.released += 1
+            self.books.end(lease, EndReason.RELEASED, now)
         self._reconcile([self.books.device_of(lease)], now)
-        return False
+        return late
 
     def process_exited(self, process: Process, now: float) -> None:
         """A process has exited. A lease ends when all its processes have, if all of them could be seen."""
         now = self._enter(now)
         touched: dict[DeviceId, DeviceBook] = {}
         for lease in self.books.leases.holding(process):
-            lease.exited += 1
-            if lease.alive and lease.exited == len(lease.request.processes) == len(lease.request.pids):
+            lease.exited |= {process}
+            seen = len(lease.request.processes) == len(lease.request.pids)
+            if lease.alive and seen and lease.exited.issuperset(lease.request.processes):
                 self.books.stats.orphaned += 1
                 self.books.end(lease, EndReason.ORPHANED, now)
                 touched[lease.device_id] = self.books.device_of(lease)
@@ -334,16 +364,11 @@ class Arbiter:
     def take_effects(self) -> list[effects.Effect]:
         """What is to be done outside, in order; each effect is handed out once."""
         pending, self.books.pending = self.books.pending, []
-        for effect in pending:
-            if isinstance(effect, effects.Granted):
-                self._undelivered[effect.ticket] = effect.lease
         return pending
 
     def check(self) -> None:
-        """Raises ``AssertionError`` where the books contradict themselves. For tests and debugging: looks at everything."""
+        """Raises ``AssertionError`` where the books contradict themselves; looks at everything, so it is slow."""
         self.books.check()
-        for lease in self._undelivered.values():
-            assert self.books.leases.get(lease.lease_id) is lease or not lease.alive
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -357,12 +382,11 @@ class Arbiter:
         return now
 
     def _reconcile(self, devices: Iterable[DeviceBook], now: float) -> None:
-        if len(self.books.queue):
+        everywhere = self.books.devices.values()
+        if len(self.books.queue) or any(device.awaited for device in everywhere):
+            # Who waits for one device may find room on another; and nobody is made room for any more who has gone.
             admission.admit(self.books, now)
-            devices = self.books.devices.values()
-        else:
-            for device in devices:
-                device.candidate = None
+            devices = everywhere
         self._publish(devices, now)
 
     def _publish(self, devices: Iterable[DeviceBook], now: float) -> None:

@@ -43,10 +43,11 @@ def publish(books: Books, device: DeviceBook, now: float) -> None:
     rising = []
     for lease, exact in zip(list(device.live.values()), targets, strict=False):
         target = publication.quantise(exact, minimum=lease.elastic.min_quality, maximum=lease.elastic.max_quality)
-        if target < lease.quality or lease.quality < lease.elastic.min_quality:
-            _tell(books, device, lease, Published(target), now)
-        else:
-            rising.append((lease, target))
+        # Below its minimum stands only who has refused to go so low: back to where it can, and no further at once.
+        due = min(target, max(lease.quality, lease.elastic.min_quality))
+        if due != lease.quality:
+            _tell(books, device, lease, Published(due), now)
+        rising.append((lease, target))
     for lease, target in rising:
         _rise(books, device, lease, target, now)
 

@@ -143,7 +143,7 @@ class Renewals:
         if report.kv is not None:
             lease.kv_usage = report.kv
         if report.busy_for_s > 0.0:
-            lease.quiet_until = now + report.busy_for_s
+            lease.quiet_until = max(lease.quiet_until, now + report.busy_for_s)
             lease.deadline = max(lease.deadline, lease.quiet_until)
         if not lease.applied_revision < report.applied_revision <= lease.revision:
             return

@@ -59,6 +59,7 @@ class DeviceBook:
         demand_bytes: Σ bytes of living leases at their best quality.
         ceiling_bytes: Capacity less foreign use, smoothed.
         next_step: When the next publication is due; ``None`` when none is.
+        awaited: Somebody waits for its memory; whoever comes later waits behind.
         candidate: The waiting request for which lower targets are published.
         starved: A rise was due for which there were no bytes.
         below_best: How many living leases are published below their best quality.
@@ -84,6 +85,7 @@ class DeviceBook:
         self.lost = False
         self.level = PressureLevel.LOW
         self.next_step: float | None = None
+        self.awaited = False
         self.candidate: AllocationRequest | None = None
         self.starved = False
         self.reported_health = DeviceHealth.OK if not self.measured else DeviceHealth.UNKNOWN
@@ -123,7 +125,8 @@ class DeviceBook:
             return DeviceHealth.OK
         if self.sampled_at is None:
             return DeviceHealth.UNKNOWN
-        return DeviceHealth.STALE if now - self.sampled_at > self.rules.stale_after_s else DeviceHealth.OK
+        # The same sum as that of the next deadline: a difference would round otherwise, and the deadline never pass.
+        return DeviceHealth.STALE if now >= self.sampled_at + self.rules.stale_after_s else DeviceHealth.OK
 
     def frozen(self, now: float) -> bool:
         """Whether nothing may be granted because too little is known."""
@@ -144,7 +147,7 @@ class DeviceBook:
         return sum(max(0, lease.charged_bytes - (lease.measured_bytes or 0)) for lease in self.live.values())
 
     def publish(self, lease: Lease, published: Published) -> None:
-        """Sets what a living lease is told. A rise is reserved here and now; a fall stays charged until it is confirmed."""
+        """Sets what a living lease is told: a rise is reserved here and now, a fall stays charged until confirmed."""
         self.below_best -= lease.quality < lease.elastic.max_quality
         lease.published = published
         self.below_best += lease.quality < lease.elastic.max_quality
@@ -190,10 +193,13 @@ class DeviceBook:
         self.ended[lease.fence] = lease
 
     def drained(self, lease: Lease) -> None:
-        """Strikes out an ended lease; its bytes are free."""
+        """Strikes out an ended lease; its bytes are free, as far as the last sample does not show them still there."""
         del self.ended[lease.fence]
         self.residue_bytes -= lease.residue_bytes
         lease.residue_bytes = 0
+        if self.foreign_estimated and self.used_bytes is not None:
+            self.foreign_bytes = self._unexplained(self.used_bytes)
+            self.ceiling_bytes = min(self.ceiling_bytes, max(0, self.facts.capacity_bytes - self.foreign_bytes))
 
     def traceable(self, lease: Lease) -> bool:
         """Whether the bytes of this lease can be seen to go."""
@@ -206,11 +212,14 @@ class DeviceBook:
     def observe(self, sample: DeviceSample, taken_at: float) -> list[Lease]:
         """Takes over a sample; returns the ended leases whose bytes it shows to be gone.
 
+        One that tells neither the use of the device nor that of strangers does not make the figures any younger.
+
         Args:
             sample: What was measured.
             taken_at: When measuring began; a lease that ended later learns nothing from it.
         """
-        self.sampled_at = taken_at
+        if sample.used_bytes is not None or sample.foreign_bytes is not None:
+            self.sampled_at = taken_at
         self.failure = sample.detail
         self.used_bytes = sample.used_bytes
         self.machine_available_bytes = sample.machine_available_bytes
@@ -223,9 +232,12 @@ class DeviceBook:
         claims = [attribution.Claim(lease.request.processes, self._expected(lease)) for lease in leases]
         gone = []
         for lease, found in zip(leases, attribution.attribute(claims, held_bytes), strict=True):
+            if found is None:
+                # What cannot be read stays as it was read last: not knowing frees nothing.
+                continue
             if lease.alive:
                 self._measure(lease, found)
-            elif found is not None and taken_at >= lease.ended_at and self._see_residue(lease, found, taken_at):
+            elif taken_at >= lease.ended_at and self._see_residue(lease, found, taken_at):
                 gone.append(lease)
         return gone
 
@@ -233,19 +245,21 @@ class DeviceBook:
     def _expected(lease: Lease) -> int:
         return lease.charged_bytes if lease.alive else lease.residue_bytes
 
-    def _measure(self, lease: Lease, found: int | None) -> None:
+    def _measure(self, lease: Lease, found: int) -> None:
         self.accounted_bytes -= lease.accounted_bytes
         lease.measured_bytes = found
         self.accounted_bytes += lease.accounted_bytes
-        if found is not None and found > lease.limit_bytes:
+        if found > lease.limit_bytes:
             lease.measured_over = True
 
     def _see_residue(self, lease: Lease, found: int, taken_at: float) -> bool:
-        self.residue_bytes += found - lease.residue_bytes
-        lease.residue_bytes = lease.measured_bytes = found
+        lease.measured_bytes = found
         if found > 0:
+            self.residue_bytes += found - lease.residue_bytes
+            lease.residue_bytes = found
             lease.zero_samples = 0
             return False
+        # Nothing measured is believed only when it lasts; until then the bytes stay charged.
         if lease.zero_samples == 0:
             lease.zero_since = taken_at
         lease.zero_samples += 1
@@ -256,10 +270,14 @@ class DeviceBook:
         if sample.foreign_bytes is not None:
             self.foreign_bytes = sample.foreign_bytes
         elif sample.used_bytes is not None:
-            known = self.granted_bytes + self.residue_bytes
-            self.foreign_bytes = max(0, sample.used_bytes - known)
+            self.foreign_bytes = self._unexplained(sample.used_bytes)
         measured = max(0, self.facts.capacity_bytes - self.foreign_bytes)
         self.ceiling_bytes = capacity.smooth_ceiling(self.ceiling_bytes, measured)
+
+    def _unexplained(self, used_bytes: int) -> int:
+        """Use beyond what the leases hold; one that is not measured is taken to hold all that it is charged."""
+        leases = (*self.live.values(), *self.ended.values())
+        return max(0, used_bytes - sum(lease.present_bytes for lease in leases))
 
     def elsewhere_bytes(self, now: float) -> int:
         """What the solver must leave alone: foreign use and what ended leases still hold.

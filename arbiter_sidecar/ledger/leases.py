@@ -21,6 +21,8 @@ SUSPECT_SHARE = 0.5
 GRAVE_LIFE_S = 600.0
 #: How many of them at most: a megabyte or two.
 MAX_GRAVES = 20_000
+#: How many entries of leases that have ended the queue of attention may hold beyond one for each that lives.
+SPARE_ENTRIES = 64
 
 
 class Lease:
@@ -33,7 +35,7 @@ class Lease:
         charged_bytes: Bytes the books hold for it; above ``limit_bytes`` until a reduction is confirmed.
         measured_bytes: Bytes its processes hold; ``None`` when unknown.
         measured_over: A sample since the last reduction was above the limit, so that a fall proves compliance.
-        exited: How many of its processes have exited.
+        exited: Which of its processes have exited.
         delivered: Somebody has received it.
         deadline: End without another heartbeat, monotonic seconds.
         refused_floor: Quality below which it refused to go; ``None`` when it did not.
@@ -95,7 +97,7 @@ class Lease:
         self.suspect = False
         self.end_reason = EndReason.NONE
         self.ended_at = 0.0
-        self.exited = 0
+        self.exited: frozenset[Process] = frozenset()
         self.elastic = Elastic(full_bytes=0, floor_bytes=0, min_quality=0.0, max_quality=1.0, weight=1.0)
         self.published = Published(1.0)
         self.limit_bytes = 0
@@ -140,6 +142,11 @@ class Lease:
         if not self.alive:
             return self.residue_bytes
         return max(self.charged_bytes, self.measured_bytes or 0)
+
+    @property
+    def present_bytes(self) -> int:
+        """What is believed to be on the device now: what was measured, else what must be taken to be there."""
+        return self.accounted_bytes if self.measured_bytes is None else self.measured_bytes
 
     @property
     def attention_at(self) -> float:
@@ -214,6 +221,10 @@ class LeaseBook:
         self._added += 1
         heapq.heappush(self._attention, (lease.attention_at, self._added, lease))
         self._live += 1
+        if len(self._attention) > 2 * self._live + SPARE_ENTRIES:
+            # Leases that come and go quickly would otherwise fill it until their first deadlines.
+            self._attention = [entry for entry in self._attention if entry[2].alive]
+            heapq.heapify(self._attention)
 
     def end(self, lease: Lease, reason: EndReason, now: float) -> None:
         """Ends the authority. The lease stays in the book until it is forgotten."""

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from arbiter_sidecar.requests import AllocationRequest
 from arbiter_sidecar.types import DeviceId, Ticket
 
+#: How many deadlines of requests that have gone may be kept beyond one for each that waits.
+SPARE_DEADLINES = 64
+
 
 class Waiter:
     """One request that waits; several callers may wait for the same request.
@@ -20,7 +23,7 @@ class Waiter:
         tickets: The callers, first come first.
         device_id: The device it waits for at present.
         reclaiming: Lower targets are published for it.
-        reason: Why it waits, for people.
+        reason: Why it waits, for people; empty: earlier requests come first.
     """
 
     __slots__ = ("arrival", "deadline", "device_id", "reason", "reclaiming", "request", "since", "tickets")
@@ -67,6 +70,10 @@ class AdmissionQueue:
         waiter.arrival = self._arrivals
         self._waiters[waiter.arrival] = waiter
         heapq.heappush(self._deadlines, (waiter.deadline, waiter.arrival, waiter))
+        if len(self._deadlines) > 2 * len(self._waiters) + SPARE_DEADLINES:
+            # Requests that come and go quickly would otherwise fill it for as long as they might have waited.
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._waiters]
+            heapq.heapify(self._deadlines)
         for ticket in waiter.tickets:
             self._by_ticket[ticket] = waiter
 

@@ -22,11 +22,11 @@ class Claim:
 
 
 def attribute(claims: Sequence[Claim], held_bytes: Mapping[Process, int | None]) -> list[int | None]:
-    """The bytes of each claim, in order; ``None`` where a process could not be read.
+    """The bytes of each claim, in order; ``None`` where a process could not be read or none is named.
 
-    Claims come first to last in the order in which they are to be filled: living leases before ended ones, older before
-    newer. A process that several claims name fills each up to what is expected of it; what is left over goes to the last
-    that is asked. No byte is lost or counted twice.
+    Claims come in the order in which they are to be filled: living leases before ended ones, older before newer. What
+    only one claim names is that claim's. A process that several name then fills each up to what is still expected of
+    it; what is left over goes to the last that is asked. No byte is lost or counted twice.
     """
     named: dict[Process, list[int]] = {}
     for index, claim in enumerate(claims):
@@ -34,7 +34,7 @@ def attribute(claims: Sequence[Claim], held_bytes: Mapping[Process, int | None])
             named.setdefault(process, []).append(index)
     found = [0] * len(claims)
     unknown: set[int] = set()
-    for process, sharers in named.items():
+    for process, sharers in sorted(named.items(), key=lambda item: len(item[1]) > 1):
         held = held_bytes.get(process)
         if held is None:
             unknown.update(sharers)

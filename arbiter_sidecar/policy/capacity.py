@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 
 from arbiter_sidecar.types import MIB, PressureLevel
 
@@ -26,7 +27,7 @@ LEVEL_BOUNDS = (0.50, 0.75, 0.90)
 LEVEL_MARGIN = 0.03
 
 _EXPONENT = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<letter>[kmgt]?)(?P<unit>i?b)?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<letter>[kmgt])(?P<unit>i?b)?)?\s*", re.IGNORECASE)
 
 
 def usable_bytes(total_bytes: int, cap_bytes: int | None = None) -> int:
@@ -46,10 +47,9 @@ def parse_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a size: write a number with an optional suffix, such as 512MiB, 8g or 1.5GB")
-    number, letter, unit = match["number"], match["letter"].lower(), (match["unit"] or "").lower()
-    base = 1000 if letter and unit == "b" else 1024
-    factor: int = base ** _EXPONENT[letter]
-    return math.floor(float(number) * factor) if "." in number else int(number) * factor
+    number, letter, unit = match["number"], (match["letter"] or "").lower(), (match["unit"] or "").lower()
+    factor: int = (1000 if unit == "b" else 1024) ** _EXPONENT[letter]
+    return math.floor(Fraction(number) * factor)
 
 
 def smooth_ceiling(previous: int | None, measured: int) -> int:

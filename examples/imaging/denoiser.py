@@ -8,6 +8,7 @@ falls: each step halves σ, so a sample that gets fewer steps keeps more grain.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -97,7 +98,7 @@ class Denoiser:
         samples = self._samples
         rng.standard_normal(out=samples, dtype=np.float32)
         samples *= np.float32(levels[0])
-        for sigma, following in zip(levels, levels[1:], strict=False):
+        for sigma, following in itertools.pairwise(levels):
             if interrupted():
                 return None
             denoised = self.denoise(samples, sigma)

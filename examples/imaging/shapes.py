@@ -77,5 +77,8 @@ def _mask(rng: np.random.Generator, grid: _Grid) -> Plane:
     else:
         turn = float(rng.uniform(0, np.pi))
         cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-        distance = np.maximum(np.abs(x * cos + y * sin) - np.float32(size), np.abs(y * cos - x * sin) - np.float32(size / 3))
-    return np.clip(np.float32(0.5) - distance / np.float32(grid.edge), 0, 1).astype(np.float32, copy=False)
+        distance = np.maximum(
+            np.abs(x * cos + y * sin) - np.float32(size), np.abs(y * cos - x * sin) - np.float32(size / 3)
+        )
+    coverage: Plane = np.clip(np.float32(0.5) - distance / np.float32(grid.edge), 0, 1).astype(np.float32, copy=False)
+    return coverage

@@ -1,9 +1,11 @@
-"""Links in the documents lead somewhere, and the check that says so notices when they do not."""
+"""Pages are true: links lead somewhere, rooms and dependencies are named."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,25 @@ def test_link_is_followed_when_it_is_ours(tmp_path: Path, text: str, complaint: 
     result = _check(tmp_path)
     assert result.returncode == (1 if complaint else 0)
     assert complaint in result.stdout
+
+
+def test_architecture_names_every_room() -> None:
+    page = (checkout.ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rooms = [path for path in (checkout.ROOT / "arbiter_sidecar").iterdir() if not path.name.startswith("__")]
+    assert not [path.stem for path in rooms if path.suffix in {"", ".py"} and f"`{path.stem}`" not in page]
+
+
+def test_definitions_name_code_that_is_there() -> None:
+    page = (checkout.ROOT / "docs/definitions.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`(arbiter_sidecar/[a-z_/.]+)`", page)
+    assert paths
+    assert not [path for path in paths if not (checkout.ROOT / path).exists()]
+
+
+def test_decisions_name_every_dependency() -> None:
+    page = (checkout.ROOT / "docs/decisions.md").read_text(encoding="utf-8")
+    table = page.partition("## Dependencies")[2]
+    for project in ("pyproject.toml", "clients/python/pyproject.toml"):
+        document = tomllib.loads((checkout.ROOT / project).read_text(encoding="utf-8"))
+        names = {re.split(r"[<>=]", line)[0] for line in document["project"]["dependencies"]}
+        assert not {name for name in names - {"arbiter-sidecar-client"} if f"| {name} |" not in table}

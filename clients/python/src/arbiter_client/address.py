@@ -23,8 +23,8 @@ def default_socket(environ: Mapping[str, str] | None = None, uid: int | None = N
         uid: User id; that of the process when absent.
 
     Returns:
-        ``$XDG_RUNTIME_DIR/arbiter/arbiter.sock`` where that variable is set, else ``/run/arbiter/arbiter.sock`` for root
-        and ``/tmp/arbiter-<uid>/arbiter.sock`` for everybody else.
+        ``$XDG_RUNTIME_DIR/arbiter/arbiter.sock`` where that variable is set, else ``/run/arbiter/arbiter.sock`` for
+        root and ``/tmp/arbiter-<uid>/arbiter.sock`` for everybody else.
     """
     environ = os.environ if environ is None else environ
     uid = os.getuid() if uid is None else uid
@@ -40,7 +40,8 @@ def target(address: str | None = None, environ: Mapping[str, str] | None = None)
     """The gRPC target of the arbiter: ``address``, else ``ARBITER_ADDRESS``, else the default socket.
 
     Args:
-        address: ``unix:/path``, ``/path``, ``./path``, ``host:port`` or any other gRPC target; absent or empty: not said.
+        address: ``unix:/path``, ``/path``, ``./path``, ``host:port`` or any other gRPC target; absent or empty: not
+            said.
         environ: Environment to read; that of the process when absent.
 
     Raises:

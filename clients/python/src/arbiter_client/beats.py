@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from arbiter.v1 import arbiter_service_pb2, lease_pb2
-
 from arbiter_client import directive, keepalive
 
 if TYPE_CHECKING:
@@ -44,20 +43,19 @@ class Heart:
     """Numbers the messages of one worker.
 
     Attributes:
-        incarnation: Grows with each session, so that a new one overrules the remains of the old.
+        worker: Name of the worker.
         epoch: Server epoch that was last heard of; 0 for none.
     """
 
-    __slots__ = ("_sequence", "epoch", "incarnation", "worker")
+    __slots__ = ("_sequence", "epoch", "worker")
 
     def __init__(self, worker: str) -> None:
         self.worker = worker
-        self.incarnation = 0
         self.epoch = 0
         self._sequence = 0
 
     def compose(
-        self, now: float, holdings: Iterable[Holding], *, by_handle: bool
+        self, now: float, incarnation: int, holdings: Iterable[Holding], *, by_handle: bool
     ) -> Iterator[tuple[Beat, arbiter_service_pb2.HeartbeatRequest]]:
         """Messages that carry what the holdings have to say and, with ``by_handle``, renew the others as well.
 
@@ -80,18 +78,18 @@ class Heart:
                 handle_parts[index] if index < len(handle_parts) else (),
                 report_parts[index] if index < len(report_parts) else (),
             )
-            yield beat, self._message(beat)
+            yield beat, self._message(beat, incarnation)
 
-    def hello(self, now: float) -> tuple[Beat, arbiter_service_pb2.HeartbeatRequest]:
-        """A message about no lease: whether it is answered tells a server that lets us wait from one that is not there."""
+    def hello(self, now: float, incarnation: int) -> tuple[Beat, arbiter_service_pb2.HeartbeatRequest]:
+        """A message about no lease. Its answer tells a server that lets us wait from one that is not there."""
         beat = Beat(now, (), ())
-        return beat, self._message(beat)
+        return beat, self._message(beat, incarnation)
 
-    def _message(self, beat: Beat) -> arbiter_service_pb2.HeartbeatRequest:
+    def _message(self, beat: Beat, incarnation: int) -> arbiter_service_pb2.HeartbeatRequest:
         self._sequence += 1
         return arbiter_service_pb2.HeartbeatRequest(
             worker=self.worker,
-            incarnation=self.incarnation,
+            incarnation=incarnation,
             sequence=self._sequence,
             handles=[holding.handle for holding in beat.quiet],
             reports=[report.message(holding.lease_id, holding.fence, self.epoch) for holding, report in beat.talking],
@@ -126,8 +124,15 @@ def _apply(
         holding.renewed(sent_at, silence)
         if result.HasField("directive"):
             holding.obey(directive.from_message(result.directive, epoch))
-    elif result.verdict in _FINAL:
-        holding.end(end_name(result.end_reason, arbiter_service_pb2.Verdict.Name(result.verdict)))
+    elif reason := final_reason(result):
+        holding.end(reason)
+
+
+def final_reason(result: arbiter_service_pb2.HeartbeatResponse.Result) -> str:
+    """Why the lease is over by this verdict; empty when it is not."""
+    if result.verdict not in _FINAL:
+        return ""
+    return end_name(result.end_reason, arbiter_service_pb2.Verdict.Name(result.verdict))
 
 
 def end_name(reason: int, otherwise: str) -> str:

@@ -97,7 +97,7 @@ class Directive:
     epoch: int = 0
 
     def replaces(self, other: Directive) -> bool:
-        """Whether this one is to be obeyed instead of ``other``: a higher revision, or any revision of another epoch."""
+        """Whether this one is to be obeyed instead of ``other``: a higher revision, or any of another epoch."""
         return self.epoch != other.epoch or self.revision > other.revision
 
 

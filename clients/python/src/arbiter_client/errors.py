@@ -330,7 +330,7 @@ def _make(code: grpc.StatusCode, reason: str, detail: str, metadata: Mapping[str
 
 
 def _metadata(text: str) -> Mapping[str, str]:
-    """The JSON object that the server sent; empty when it sent none or something else, since the reason stands without."""
+    """The JSON object that the server sent; empty for anything else, since the reason stands without it."""
     try:
         value = json.loads(text) if text else {}
     except ValueError:

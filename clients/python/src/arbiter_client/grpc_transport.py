@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import grpc
-from arbiter.v1 import arbiter_service_pb2_grpc, state_service_pb2_grpc
 
+from arbiter.v1 import arbiter_service_pb2_grpc, state_service_pb2_grpc
 from arbiter_client import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from arbiter.v1 import arbiter_service_pb2, state_service_pb2
-
     from arbiter_client import transport
 
 #: Options of every channel.
 OPTIONS: tuple[tuple[str, int], ...] = (
-    # A frozen peer is noticed in 15 s. The ping timeout is what works; keepalive_timeout alone was seen to take a minute.
+    # A frozen peer is noticed in 15 s. The ping timeout is what works; keepalive_timeout alone was seen to take a
+    # minute.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
@@ -38,8 +38,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # The arbiter is on this machine; a proxy from the environment never is the way to it.
     ("grpc.enable_http_proxy", 0),
 )
-#: Sessions and beaters take a fresh connection for each attempt, so that their own schedule decides when to try again and
-#: not the back-off that a shared connection has reached.
+#: Sessions and beaters take a fresh connection for each attempt, so that their own schedule decides when to try again
+#: and not the back-off that a shared connection has reached.
 FRESH_OPTIONS: tuple[tuple[str, int], ...] = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
 
 #: Messages that may wait for a session to take them. Normal use has fewer than ten; a session that lets a thousand pile
@@ -47,6 +47,17 @@ FRESH_OPTIONS: tuple[tuple[str, int], ...] = (*OPTIONS, ("grpc.use_local_subchan
 MAX_QUEUED = 1024
 
 Message = TypeVar("Message")
+Message_co = TypeVar("Message_co", covariant=True)
+
+
+class Incoming(Protocol[Message_co]):
+    """What gRPC returns for a streaming call."""
+
+    def __next__(self) -> Message_co:
+        """The next message."""
+
+    def cancel(self) -> bool:
+        """Ends the call."""
 
 
 class GrpcLink:
@@ -99,7 +110,7 @@ class GrpcLink:
 class GrpcStream(Generic[Message]):
     """Messages of one streaming call."""
 
-    def __init__(self, call: grpc.CallIterator[Message], target: str) -> None:
+    def __init__(self, call: Incoming[Message], target: str) -> None:
         self._call = call
         self._target = target
         self._cancelled = False
@@ -107,7 +118,9 @@ class GrpcStream(Generic[Message]):
     def next(self) -> Message | None:
         """The next message, or ``None`` at the end."""
         try:
-            return next(self._call, None)
+            return next(self._call)
+        except StopIteration:
+            return None
         except grpc.RpcError as failure:
             if self._cancelled:
                 return None

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from arbiter.v1 import lease_pb2
-
     from arbiter_client.directive import Directive
 
 

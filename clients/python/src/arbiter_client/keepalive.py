@@ -21,8 +21,8 @@ MAX_REPORTS = 256
 #: interval would eat into the time that is left for retries.
 EARLIEST_SHARE = 0.8
 
-#: First retry after a failure. One local round trip takes well under a millisecond, so this is long enough to matter to a
-#: struggling server and short enough to be forgotten.
+#: First retry after a failure. One local round trip takes well under a millisecond, so this is long enough to matter
+#: to a struggling server and short enough to be forgotten.
 RETRY_FIRST_S = 0.1
 #: No retry comes sooner, however the dice fall: without it full jitter could degenerate into a busy loop.
 RETRY_FLOOR_S = 0.05
@@ -83,16 +83,21 @@ def lost_at(deadline: float, ttl: float) -> float:
     return deadline - min(MARGIN_MAX_S, ttl * MARGIN_SHARE)
 
 
-def is_silent(now: float, waiting_since: float | None, heard_at: float, interval: float) -> bool:
-    """Whether a connection is to be given up: a whole interval without an answer and without any other message.
+def silent_at(waiting_since: float, heard_at: float, interval: float) -> float:
+    """When a connection is to be given up: after a whole interval in which nothing at all arrived, or two without the
+    answer.
 
     Args:
-        now: Now.
-        waiting_since: When the oldest unanswered beat was sent; ``None`` when there is none.
+        waiting_since: When the oldest unanswered beat was sent.
         heard_at: When anything last arrived on this connection, or when it was opened.
         interval: Present interval.
     """
-    return waiting_since is not None and now - max(waiting_since, heard_at) >= interval
+    return min(max(waiting_since, heard_at) + interval, waiting_since + 2 * interval)
+
+
+def is_silent(now: float, waiting_since: float | None, heard_at: float, interval: float) -> bool:
+    """Whether a connection is to be given up now; never while no beat is unanswered."""
+    return waiting_since is not None and now >= silent_at(waiting_since, heard_at, interval)
 
 
 def quality_in_force(now: float, heard_at: float, quality: float, safe_quality: float, valid_for: float) -> float:

@@ -63,8 +63,8 @@ class Ladder(Generic[Settings]):
             floor: The lowest target that can come: the ``min_quality`` of the lease, in [0, 1].
 
         Raises:
-            ValueError: No rungs; a ``min_quality`` outside [0, 1], not strictly descending, or above ``floor`` on the last
-                rung; a ``memory_bytes`` that is negative or grows downwards.
+            ValueError: No rungs; a ``min_quality`` outside [0, 1], not strictly descending, or above ``floor`` on the
+                last rung; a ``memory_bytes`` that is negative or grows downwards.
         """
         self._rungs = tuple(rungs)
         if not 0.0 <= floor <= 1.0:

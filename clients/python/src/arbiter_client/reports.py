@@ -7,7 +7,6 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from arbiter.v1 import arbiter_service_pb2
-
 from arbiter_client import terms
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Required, TypedDict
 
-from arbiter.v1 import arbiter_service_pb2, lease_pb2
 from google.protobuf import duration_pb2
 
+from arbiter.v1 import arbiter_service_pb2, lease_pb2
 from arbiter_client import amounts
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class Terms(TypedDict, total=False):
         memory: Device memory at quality 1.
         min_memory: Device memory at ``min_quality``; absent: half of the memory shrinks linearly with quality.
         workload_type: ``"llm"``, ``"image"``, ``"video"``, ``"other"``, or a value of ``WorkloadType``.
-        priority: ``"background"``, ``"low"``, ``"normal"`` (default), ``"high"``, ``"critical"``, or a value of ``Priority``.
+        priority: ``"background"``, ``"low"``, ``"normal"`` (default), ``"high"``, ``"critical"``, or a value of
+            ``Priority``.
         min_quality: The lowest useful quality in [0, 1]; the arbiter has a default for each type.
         max_quality: The highest useful quality in [0, 1]; absent: 1.
         device: Device id; absent: the one that gives the best quality.

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from arbiter.v1 import arbiter_service_pb2, state_service_pb2
-
     from arbiter_client.errors import ArbiterClientError
 
     OnResponse = Callable[[arbiter_service_pb2.SessionResponse], None]
@@ -21,7 +20,7 @@ class Link(Protocol):
     """One open session. Its callbacks run on a thread of the transport and never on the caller's."""
 
     def send(self, request: arbiter_service_pb2.SessionRequest) -> bool:
-        """Queues a message without blocking; False when the link is over or takes no more, and ``on_end`` will say so."""
+        """Queues a message without blocking; False when the link takes no more, and ``on_end`` will say so."""
 
     def close(self) -> None:
         """Ends the session; ``on_end`` is still called once, unless it was before."""

@@ -1,0 +1,104 @@
+"""``ArbiterService``: unary calls, the quality stream and the session, all over the same bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from arbiter.v1 import arbiter_service_pb2 as pb
+from arbiter_sidecar import errors
+from arbiter_sidecar.rpc import convert, handlers
+from arbiter_sidecar.rpc.calls import Calls
+from arbiter_sidecar.rpc.session import Session, Sessions
+from arbiter_sidecar.rpc.status import Context
+from arbiter_sidecar.rpc.subscriptions import Subscriber, Subscriptions
+
+if TYPE_CHECKING:
+    import grpc
+
+#: Least time between two messages of a quality stream: changes that come faster are merged.
+MIN_INTERVAL_S = 0.05
+#: A message without news is sent this often, so that a subscriber can tell silence from a dead connection.
+BOOKMARK_S = 30.0
+#: Bookmarks are spread by this share, so that streams that were opened together do not speak together for ever.
+BOOKMARK_JITTER = 0.1
+
+
+class ArbiterServicer:
+    """Speaks ``arbiter.v1.ArbiterService``."""
+
+    name = "arbiter.v1.ArbiterService"
+
+    def __init__(self, calls: Calls, subscriptions: Subscriptions, *, max_streams: int, max_sessions: int) -> None:
+        self._calls = calls
+        self._subscriptions = subscriptions
+        self._sessions = Sessions(max_sessions)
+        self._max_streams = max_streams
+        self._streams = 0
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Everything this service answers."""
+        return handlers.service(
+            self.name,
+            {
+                "Allocate": handlers.unary(pb.AllocateRequest, self._allocate),
+                "Heartbeat": handlers.unary(pb.HeartbeatRequest, self._heartbeat),
+                "Release": handlers.unary(pb.ReleaseRequest, self._release),
+                "StreamQuality": handlers.server_stream(pb.StreamQualityRequest, self._stream_quality),
+                "Session": handlers.both_streams("arbiter.v1.SessionRequest", self._session),
+                "RequestPreemption": handlers.unary(pb.RequestPreemptionRequest, self._not_served),
+                "ReserveKv": handlers.unary(pb.ReserveKvRequest, self._not_served),
+                "CompleteKv": handlers.unary(pb.CompleteKvRequest, self._not_served),
+            },
+        )
+
+    def close(self) -> None:
+        """Ends the sessions, politely."""
+        self._sessions.close()
+
+    async def _allocate(self, message: pb.AllocateRequest, context: Context) -> pb.AllocateResponse:
+        return await self._calls.allocate(message, context.time_remaining())
+
+    async def _heartbeat(self, message: pb.HeartbeatRequest, _: Context) -> pb.HeartbeatResponse:
+        return self._calls.heartbeat(message)
+
+    async def _release(self, message: pb.ReleaseRequest, _: Context) -> pb.ReleaseResponse:
+        return self._calls.release(message)
+
+    async def _not_served(
+        self, message: pb.RequestPreemptionRequest | pb.ReserveKvRequest | pb.CompleteKvRequest, _: Context
+    ) -> pb.CompleteKvResponse:
+        raise errors.NotServed(f"this server does not serve {message.DESCRIPTOR.name.removesuffix('Request')} yet")
+
+    async def _stream_quality(self, message: pb.StreamQualityRequest, context: Context) -> None:
+        lease_ids = convert.subscription(message)
+        if self._streams >= self._max_streams:
+            raise errors.QueueFull("too many quality streams are open")
+        subscriber = Subscriber()
+        self._streams += 1
+        try:
+            self._subscriptions.subscribe(subscriber, lease_ids, resume=(message.resume_epoch, message.resume_revision))
+            await self._tell(subscriber, context)
+        finally:
+            self._streams -= 1
+            self._subscriptions.unsubscribe(subscriber)
+
+    async def _tell(self, subscriber: Subscriber, context: Context) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(BOOKMARK_S * random.uniform(1 - BOOKMARK_JITTER, 1 + BOOKMARK_JITTER)):
+                    await subscriber.news.wait()
+            except TimeoutError:
+                subscriber.announce()
+            raw = self._subscriptions.message(subscriber)
+            if raw is not None:
+                await context.write(raw)
+            if not subscriber.lease_ids and not subscriber.news.is_set():
+                return
+            await asyncio.sleep(MIN_INTERVAL_S)
+
+    async def _session(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        session = Session(self._calls, self._subscriptions, self._sessions, context)
+        await session.serve(requests)

@@ -1,0 +1,82 @@
+"""What the calls of ``ArbiterService`` do: one body for the unary call and for the message of a session."""
+
+from __future__ import annotations
+
+import math
+
+from arbiter.v1 import arbiter_service_pb2 as pb
+from arbiter_sidecar import errors
+from arbiter_sidecar.rpc import convert, render
+from arbiter_sidecar.rpc.convert import LeaseTimes
+from arbiter_sidecar.runtime import Runtime
+from arbiter_sidecar.types import LeaseId
+
+#: Part of the caller's deadline that is kept for the answer that says that time is up.
+ANSWER_SHARE = 0.1
+MAX_ANSWER_S = 0.1
+
+
+class Calls:
+    """Parse, ask the runtime, render. Raises ArbiterError; knows nothing of transport."""
+
+    def __init__(self, runtime: Runtime, renderer: render.Renderer, times: LeaseTimes) -> None:
+        self.runtime = runtime
+        self.renderer = renderer
+        self._times = times
+
+    async def allocate(self, message: pb.AllocateRequest, remaining_s: float | None = None) -> pb.AllocateResponse:
+        """Leases memory; ``remaining_s`` is what is left of the caller's own deadline."""
+        if message.HasField("reattach"):
+            return self._reattach(message.reattach)
+        wait = math.inf if remaining_s is None else remaining_s - min(MAX_ANSWER_S, remaining_s * ANSWER_SHARE)
+        request = convert.allocation(message, times=self._times, watch=self.runtime.watch, wait_at_most_s=wait)
+        if message.dry_run:
+            lease = self.renderer.dry_lease(request, self.runtime.dry_run(request))
+            return pb.AllocateResponse(lease=lease, directive=lease.directive, server_epoch=self.runtime.epoch)
+        grant = await self.runtime.allocate(request)
+        lease = self.renderer.lease(grant.lease, secret=True)
+        return pb.AllocateResponse(
+            lease=lease,
+            directive=lease.directive,
+            waited=render.span(grant.waited_s),
+            already_granted=grant.already_granted,
+            server_epoch=self.runtime.epoch,
+        )
+
+    def _reattach(self, claim: pb.Reattach) -> pb.AllocateResponse:
+        lease = self.runtime.books.leases.get(claim.lease_id)
+        if lease is None:
+            raise errors.LeaseNotFound(
+                "this server does not remember the lease; allocate again", lease_id=claim.lease_id
+            )
+        if lease.fence != claim.fence or not lease.alive:
+            raise errors.Fenced("the lease is not yours any more; allocate again", lease_id=claim.lease_id)
+        found = self.renderer.lease(lease, secret=True)
+        return pb.AllocateResponse(
+            lease=found, directive=found.directive, already_granted=True, server_epoch=self.runtime.epoch
+        )
+
+    def heartbeat(self, message: pb.HeartbeatRequest) -> pb.HeartbeatResponse:
+        """Renews leases and takes reports in."""
+        beat = convert.beat(message, epoch=self.runtime.epoch)
+        outcome = self.runtime.heartbeat(beat)
+        return self.renderer.beat(
+            outcome,
+            sequence=beat.sequence,
+            epoch=self.runtime.epoch,
+            draining=self.runtime.books.draining,
+            interval_s=self._interval(beat.handles, [report.lease_id for report in beat.reports]),
+        )
+
+    def _interval(self, handles: tuple[int, ...], lease_ids: list[LeaseId]) -> float:
+        """A third of the shortest time to live among the leases named; of the default where none is known."""
+        leases = self.runtime.books.leases
+        known = [lease for handle in handles if (lease := leases.by_handle(handle)) is not None]
+        known += [lease for lease_id in lease_ids if (lease := leases.get(lease_id)) is not None]
+        shortest = min((lease.ttl_s for lease in known), default=self._times.ttl_default_s)
+        return shortest * render.INTERVAL_SHARE
+
+    def release(self, message: pb.ReleaseRequest) -> pb.ReleaseResponse:
+        """Gives a lease back."""
+        lease_id, fence = convert.release(message)
+        return pb.ReleaseResponse(already_released=self.runtime.release(lease_id, fence))

@@ -1,0 +1,127 @@
+"""What the core knows, as wire messages."""
+
+from __future__ import annotations
+
+import math
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from arbiter.v1 import arbiter_service_pb2 as pb
+from arbiter.v1 import lease_pb2
+from arbiter_sidecar.arbiter import BeatOutcome, BeatResult, Dry
+from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ports import Clock
+from arbiter_sidecar.requests import AllocationRequest
+
+#: How long a directive holds without a sign of life from the arbiter: longer than any restart of it should take.
+VALID_FOR_S = 60.0
+#: Share of the time to live between two heartbeats: two may be lost.
+INTERVAL_SHARE = 1 / 3
+
+
+def span(seconds: float) -> duration_pb2.Duration:
+    """Seconds as a duration, to the nanosecond."""
+    whole = math.floor(seconds)
+    return duration_pb2.Duration(seconds=whole, nanos=min(999_999_999, round((seconds - whole) * 1e9)))
+
+
+def moment(wall_s: float) -> timestamp_pb2.Timestamp:
+    """Seconds since 1970 as a timestamp, to the microsecond."""
+    whole = math.floor(wall_s)
+    return timestamp_pb2.Timestamp(seconds=whole, nanos=min(999_999, round((wall_s - whole) * 1e6)) * 1000)
+
+
+class Renderer:
+    """Renders leases and directives. Directives are serialised once for all who get them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._valid_for = span(VALID_FOR_S)
+
+    def directive(self, lease: Lease) -> lease_pb2.Directive:
+        """What the holder must do now."""
+        return lease_pb2.Directive(
+            lease_id=lease.lease_id,
+            revision=lease.revision,
+            quality=lease.quality,
+            memory_limit_bytes=lease.limit_bytes,
+            reason=lease_pb2.DirectiveReason.ValueType(lease.directive_reason),
+            safe_quality=lease.elastic.min_quality,
+            valid_for=self._valid_for,
+        )
+
+    def lease(self, lease: Lease, *, secret: bool) -> lease_pb2.Lease:
+        """A lease; with its handle and fence only for the holder."""
+        request, now, wall = lease.request, self._clock.now(), self._clock.wall()
+        message = lease_pb2.Lease(
+            lease_id=lease.lease_id,
+            handle=lease.handle if secret else 0,
+            fence=lease.fence if secret else 0,
+            holder=request.holder,
+            namespace=request.namespace,
+            device_id=lease.device_id,
+            workload_type=lease_pb2.WorkloadType.ValueType(request.workload),
+            priority=lease_pb2.Priority.ValueType(request.priority),
+            state=lease_pb2.LeaseState.ValueType(lease.state),
+            end_reason=lease_pb2.EndReason.ValueType(lease.end_reason),
+            memory_bytes=lease.charged_bytes if lease.alive else lease.residue_bytes,
+            full_memory_bytes=lease.elastic.full_bytes,
+            min_memory_bytes=lease.elastic.floor_bytes,
+            min_quality=lease.elastic.min_quality,
+            max_quality=lease.elastic.max_quality,
+            ttl=span(lease.ttl_s),
+            heartbeat_interval=span(lease.ttl_s * INTERVAL_SHARE),
+            expire_time=moment(wall + lease.deadline - now),
+            create_time=moment(wall + lease.created_at - now),
+            directive=self.directive(lease),
+            pids=request.pids,
+            pids_visible=bool(request.pids) and len(request.processes) == len(request.pids),
+            applied_revision=lease.applied_revision,
+            labels=request.labels,
+        )
+        if lease.measured_bytes is not None:
+            message.measured_memory_bytes = lease.measured_bytes
+        if lease.reported_bytes is not None:
+            message.reported_memory_bytes = lease.reported_bytes
+        return message
+
+    def dry_lease(self, request: AllocationRequest, dry: Dry) -> lease_pb2.Lease:
+        """The lease that a request would get; it has no id."""
+        return lease_pb2.Lease(
+            holder=request.holder,
+            namespace=request.namespace,
+            device_id=dry.device_id,
+            workload_type=lease_pb2.WorkloadType.ValueType(request.workload),
+            priority=lease_pb2.Priority.ValueType(request.priority),
+            memory_bytes=dry.memory_bytes,
+            full_memory_bytes=request.memory_bytes,
+            directive=lease_pb2.Directive(quality=dry.quality, memory_limit_bytes=dry.memory_bytes),
+        )
+
+    def beat(
+        self, outcome: BeatOutcome, *, sequence: int, epoch: int, draining: bool, interval_s: float
+    ) -> pb.HeartbeatResponse:
+        """The answer to a heartbeat."""
+        return pb.HeartbeatResponse(
+            sequence=sequence,
+            results=[self._result(result) for result in outcome.results],
+            next_heartbeat_interval=span(interval_s),
+            server_epoch=epoch,
+            draining=draining,
+            stale=outcome.stale,
+        )
+
+    def _result(self, result: BeatResult) -> pb.HeartbeatResponse.Result:
+        message = pb.HeartbeatResponse.Result(
+            handle=result.handle,
+            lease_id=result.lease_id,
+            verdict=pb.Verdict.ValueType(result.verdict),
+            reason=result.reason,
+            end_reason=lease_pb2.EndReason.ValueType(result.end_reason),
+        )
+        lease = result.lease
+        if lease is not None:
+            message.expire_time.CopyFrom(moment(self._clock.wall() + lease.deadline - self._clock.now()))
+            if lease.revision > lease.applied_revision:
+                message.directive.CopyFrom(self.directive(lease))
+        return message

@@ -1,0 +1,236 @@
+"""One bidirectional stream for everything a worker says and hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+from arbiter.v1 import arbiter_service_pb2 as pb
+from arbiter_sidecar import errors
+from arbiter_sidecar.rpc import convert, handlers, status
+from arbiter_sidecar.rpc.calls import Calls
+from arbiter_sidecar.rpc.status import Context
+from arbiter_sidecar.rpc.subscriptions import Subscriber, Subscriptions
+
+#: Answers that may wait to be written; a worker that does not read them is not read from either.
+MAX_UNSENT = 256
+#: Allocate messages that may wait in the queue at once for one session.
+MAX_ALLOCATING = 64
+#: Least time between two pushes of directives.
+MIN_INTERVAL_S = 0.05
+
+
+class SessionMoved(errors.ArbiterError):
+    """Another session of the same worker took over."""
+
+    code = "ABORTED"
+    reason = "SESSION_MOVED"
+
+
+class Sessions:
+    """The open sessions by worker. The highest incarnation wins; of equals, the newest."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open: dict[Session, None] = {}
+        self._by_worker: dict[str, tuple[int, Session]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def enter(self, session: Session) -> None:
+        """Counts a session in. Raises QueueFull."""
+        if len(self._open) >= self._limit:
+            raise errors.QueueFull("too many sessions are open")
+        self._open[session] = None
+
+    def leave(self, session: Session) -> None:
+        """Counts a session out."""
+        self._open.pop(session, None)
+        if session.worker and self._by_worker.get(session.worker, (0, None))[1] is session:
+            del self._by_worker[session.worker]
+
+    def claim(self, session: Session, worker: str, incarnation: int) -> None:
+        """A session speaks for a worker from now on; the one that did before is told so.
+
+        Raises:
+            SessionMoved: A higher incarnation of the worker has a session.
+        """
+        held = self._by_worker.get(worker)
+        if held is not None and held[1] is not session:
+            if held[0] > incarnation:
+                raise SessionMoved(worker=worker)
+            held[1].move_away()
+        session.worker = worker
+        self._by_worker[worker] = (incarnation, session)
+
+    def close(self) -> None:
+        """Ends every session when what it has to say is written."""
+        for session in self._open:
+            session.finish()
+
+
+class Session:
+    """Reads, answers and pushes on one stream.
+
+    Attributes:
+        worker: The worker it speaks for; empty before its first heartbeat names one.
+    """
+
+    def __init__(self, calls: Calls, subscriptions: Subscriptions, sessions: Sessions, context: Context) -> None:
+        self._calls = calls
+        self._subscriptions = subscriptions
+        self._sessions = sessions
+        self._context = context
+        self._subscriber = Subscriber()
+        self._unsent: deque[pb.SessionResponse] = deque()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._allocating: set[asyncio.Task[None]] = set()
+        self._failure: errors.ArbiterError | None = None
+        self._finished = False
+        self.worker = ""
+
+    async def serve(self, requests: AsyncIterator[bytes]) -> None:
+        """Serves until the worker has nothing more to say, or the server ends it.
+
+        Raises:
+            ArbiterError: The session as a whole failed.
+        """
+        self._sessions.enter(self)
+        reading = asyncio.create_task(self._read(requests))
+        writing = asyncio.create_task(self._write())
+        try:
+            done, _ = await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
+            if reading in done and writing not in done:
+                reading.result()
+                await asyncio.gather(*self._allocating)
+                self.finish()
+                await writing
+        finally:
+            self._sessions.leave(self)
+            self._subscriptions.unsubscribe(self._subscriber)
+            tasks = (reading, writing, *self._allocating)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure
+        writing.result()
+
+    def move_away(self) -> None:
+        """Another session speaks for the worker now."""
+        self._failure = SessionMoved(worker=self.worker)
+        self.finish()
+
+    def finish(self) -> None:
+        """Ends the session once everything is written."""
+        self._finished = True
+        self._subscriber.news.set()
+
+    # Down -------------------------------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_push = loop.time()
+        while True:
+            await self._subscriber.news.wait()
+            self._subscriber.news.clear()
+            while self._unsent:
+                response = self._unsent.popleft()
+                self._room.set()
+                await self._context.write(response.SerializeToString())
+            if self._failure is not None:
+                return
+            if loop.time() >= next_push or self._finished:
+                raw = self._subscriptions.message(self._subscriber)
+                if raw is not None:
+                    await self._context.write(_pushed(raw))
+                    next_push = loop.time() + MIN_INTERVAL_S
+            else:
+                loop.call_at(next_push, self._subscriber.news.set)
+            if self._finished and not self._unsent:
+                return
+
+    def _send(self, response: pb.SessionResponse) -> None:
+        self._unsent.append(response)
+        if len(self._unsent) >= MAX_UNSENT:
+            self._room.clear()
+        self._subscriber.news.set()
+
+    # Up ---------------------------------------------------------------------------------------------------------------
+
+    async def _read(self, requests: AsyncIterator[bytes]) -> None:
+        async for raw in requests:
+            await self._room.wait()
+            request = handlers.parse(pb.SessionRequest, raw)
+            try:
+                self._take(request)
+            except errors.ArbiterError as error:
+                self._fail(request.correlation_id, error)
+            except Exception as error:
+                self._fail(request.correlation_id, handlers.surprise(error, "SessionRequest"))
+
+    def _take(self, request: pb.SessionRequest) -> None:
+        correlation_id, kind = request.correlation_id, request.WhichOneof("request")
+        if kind == "heartbeat":
+            beat = request.heartbeat
+            if beat.worker:
+                self._sessions.claim(self, beat.worker, beat.incarnation)
+            answer = self._calls.heartbeat(beat)
+            self._send(pb.SessionResponse(correlation_id=correlation_id, heartbeat=answer))
+        elif kind == "allocate":
+            if len(self._allocating) >= MAX_ALLOCATING:
+                raise errors.QueueFull(f"{MAX_ALLOCATING} Allocate messages of this session wait already")
+            task = asyncio.create_task(self._allocate(correlation_id, request.allocate))
+            self._allocating.add(task)
+            task.add_done_callback(self._allocating.discard)
+        elif kind == "release":
+            released = self._calls.release(request.release)
+            self._send(pb.SessionResponse(correlation_id=correlation_id, release=released))
+        elif kind == "subscribe":
+            self._subscribe(correlation_id, request.subscribe)
+        elif kind is None:
+            raise errors.InvalidRequest([("request", "is required")])
+        else:
+            raise errors.NotServed(f"this server does not serve {kind} yet")
+
+    async def _allocate(self, correlation_id: int, message: pb.AllocateRequest) -> None:
+        try:
+            answer = await self._calls.allocate(message)
+        except errors.ArbiterError as error:
+            self._fail(correlation_id, error)
+        except Exception as error:
+            self._fail(correlation_id, handlers.surprise(error, "AllocateRequest"))
+        else:
+            lease = self._calls.runtime.books.leases.get(answer.lease.lease_id)
+            if lease is not None and lease.alive:
+                self._subscriptions.join(self._subscriber, lease.lease_id)
+            self._send(pb.SessionResponse(correlation_id=correlation_id, allocate=answer))
+
+    def _subscribe(self, correlation_id: int, message: pb.StreamQualityRequest) -> None:
+        lease_ids = convert.subscription(message)
+        self._subscriptions.subscribe(
+            self._subscriber, lease_ids, resume=(message.resume_epoch, message.resume_revision)
+        )
+        raw = self._subscriptions.message(self._subscriber)
+        quality = handlers.parse(pb.StreamQualityResponse, raw or b"")
+        self._send(pb.SessionResponse(correlation_id=correlation_id, quality=quality))
+
+    def _fail(self, correlation_id: int, error: errors.ArbiterError) -> None:
+        self._send(pb.SessionResponse(correlation_id=correlation_id, error=status.session_error(error)))
+
+
+#: Tag of ``SessionResponse.quality`` on the wire: the field's number and the type of a nested message.
+_QUALITY_TAG = bytes([pb.SessionResponse.QUALITY_FIELD_NUMBER << 3 | 2])
+
+
+def _pushed(raw: bytes) -> bytes:
+    """A serialised ``SessionResponse`` around a serialised ``StreamQualityResponse``."""
+    length, varint = len(raw), bytearray()
+    while length > 0x7F:
+        varint.append(length & 0x7F | 0x80)
+        length >>= 7
+    varint.append(length)
+    return _QUALITY_TAG + bytes(varint) + raw

@@ -1,0 +1,83 @@
+"""Turns domain errors into gRPC statuses. Nothing else calls ``abort``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from arbiter.v1 import arbiter_service_pb2 as pb
+from arbiter_sidecar import errors
+
+#: `google.rpc.ErrorInfo.domain` of every error.
+DOMAIN = "arbiter"
+#: Plain trailing metadata that carry the same, for clients without the packages that decode details.
+REASON_KEY = "arbiter-error-reason"
+METADATA_KEY = "arbiter-error-metadata"
+#: Longest message and value that leave the server: enough for a sentence, too little to be misused.
+MAX_TEXT = 1024
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Internal(errors.ArbiterError):
+    """A defect of the server; its log has the story."""
+
+    code = "INTERNAL"
+    reason = "INTERNAL"
+
+
+def printable(text: str, limit: int = MAX_TEXT) -> str:
+    """Text that cannot break a line, a terminal or a header: escaped to ASCII and cut."""
+    escaped = text.encode("unicode_escape").decode("ascii")
+    return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
+
+
+def code(error: errors.ArbiterError) -> grpc.StatusCode:
+    """The gRPC code of a domain error."""
+    return grpc.StatusCode[error.code]
+
+
+async def abort(context: Context, error: errors.ArbiterError) -> NoReturn:
+    """Ends the call with the error, its details, and the same in plain trailing metadata."""
+    metadata = {key: printable(value) for key, value in error.metadata().items()}
+    status = status_pb2.Status(code=code(error).value[0], message=printable(error.message))
+    _attach(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
+    if isinstance(error, errors.InvalidRequest):
+        _attach(
+            status,
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(field=name, description=printable(problem))
+                    for name, problem in error.violations
+                ]
+            ),
+        )
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after_s * 1000))
+        _attach(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    rendered = rpc_status.to_status(status)
+    plain = ((REASON_KEY, error.reason), (METADATA_KEY, json.dumps(metadata)))
+    await context.abort(rendered.code, rendered.details, (*rendered.trailing_metadata, *plain))
+    raise AssertionError("abort returns only by raising")
+
+
+def session_error(error: errors.ArbiterError) -> pb.Error:
+    """The error as a message of a session."""
+    return pb.Error(
+        code=code(error).value[0],
+        reason=error.reason,
+        message=printable(error.message),
+        metadata={key: printable(value) for key, value in error.metadata().items()},
+    )
+
+
+def _attach(status: status_pb2.Status, detail: Any) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)

@@ -1,0 +1,1 @@
+"""Tests of the example workers and of the demonstration."""
