@@ -132,7 +132,7 @@ def run(
 class _Holding:
     """A lease that is being worked under."""
 
-    __slots__ = ("_journal", "_ladder", "_lease", "_obeyed", "_rung", "_stop", "_workload")
+    __slots__ = ("_journal", "_ladder", "_lease", "_obeyed", "_rung", "_stop", "_worked", "_workload")
 
     def __init__(
         self,
@@ -149,6 +149,8 @@ class _Holding:
         self._stop = stop
         self._obeyed: arbiter_client.Directive | None = None
         self._rung: SizedRung | None = None
+        #: Whether anything was produced since the last directive: growing step by step must not be all it does.
+        self._worked = True
 
     def last(self) -> None:
         """Works until `stop` is asked.
@@ -160,7 +162,7 @@ class _Holding:
             while not self._stop.asked:
                 self._lease.check()
                 directive = self._in_force()
-                if self._is_new(directive):
+                if self._is_new(directive) and (self._worked or self._is_urgent(directive)):
                     self._obey(directive)
                 else:
                     self._work()
@@ -171,7 +173,8 @@ class _Holding:
     def _work(self) -> None:
         until = time.monotonic() + _UNIT_S
         self._workload.work(self._interrupted)
-        while time.monotonic() < until and not self._interrupted():
+        self._worked = True
+        while time.monotonic() < until and not self._interrupted() and not self._is_new(self._in_force()):
             time.sleep(_LOOK_UP_S)
 
     def _in_force(self) -> arbiter_client.Directive:
@@ -183,18 +186,27 @@ class _Holding:
         obeyed = self._obeyed
         return obeyed is None or directive.replaces(obeyed) or directive.quality != obeyed.quality
 
+    def _is_urgent(self, directive: arbiter_client.Directive) -> bool:
+        """Whether others wait for it: shrinking cannot wait, growing can until something has been produced."""
+        if self._obeyed is None or self._rung is None:
+            return True
+        return directive.quality < self._obeyed.quality or directive.memory_limit_bytes < self._rung.memory_bytes
+
     def _interrupted(self) -> bool:
-        return self._stop.asked or self._lease.lost or self._is_new(self._in_force())
+        if self._stop.asked or self._lease.lost:
+            return True
+        directive = self._in_force()
+        return self._is_new(directive) and self._is_urgent(directive)
 
     def _obey(self, directive: arbiter_client.Directive) -> None:
         self._obeyed = directive
+        self._worked = False
         began = time.monotonic()
         try:
             chosen = self._ladder.for_directive(directive).settings
-        except arbiter_client.NoRungFits as error:
-            self._lease.refused(directive, achievable_quality=error.lowest_quality)
-            self._journal.say("refused", quality=directive.quality, detail=str(error))
-            return
+        except arbiter_client.NoRungFits:
+            # As small as it gets; what is then in use is told below, as a refusal.
+            chosen = list(self._ladder)[-1].settings
         if self._rung is None or chosen.name != self._rung.name:
             self._workload.resize(chosen, directive.quality)
             self._rung = chosen

@@ -94,7 +94,7 @@ class NvmlProbe:
             size = (cap_bytes or 0) if total is None else total
             self._facts = DeviceFacts(
                 device_id=DeviceId(uuid),
-                name=self._driver.name(handle),
+                name=_name(self._driver, handle),
                 index=index,
                 kind=DeviceKind.NVIDIA,
                 total_bytes=size,
@@ -210,6 +210,13 @@ def _total_bytes(driver: nvml_driver.Driver, handle: nvml_driver.Handle) -> int 
         return driver.memory(handle).total_bytes
     except nvml_driver.NotReported:
         return None
+
+
+def _name(driver: nvml_driver.Driver, handle: nvml_driver.Handle) -> str:
+    try:
+        return driver.name(handle)
+    except nvml_driver.NotReported:
+        return "NVIDIA GPU"
 
 
 def _attribution(

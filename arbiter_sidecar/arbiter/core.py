@@ -268,7 +268,6 @@ class Arbiter:
         if sample.lost:
             self._lose(device, sample.detail, now)
             return
-        device.lost = False
         for lease in device.observe(sample, taken_at):
             books.bury(lease, now)
         for lease in device.live.values():
@@ -422,7 +421,7 @@ class Arbiter:
             device.reported_health = health
 
     def _lose(self, device: DeviceBook, detail: str, now: float) -> None:
-        device.lost, device.failure = True, detail
+        device.lose(detail)
         for lease in list(device.live.values()):
             self.books.end(lease, EndReason.DEVICE_LOST, now)
         for lease in list(device.ended.values()):

@@ -209,6 +209,13 @@ class DeviceBook:
         """When the bytes of an ended lease that cannot be traced count as gone."""
         return lease.ended_at + max(self.rules.lock_delay_s, self.rules.lock_delay_ttls * lease.ttl_s)
 
+    def lose(self, detail: str) -> None:
+        """The device is gone, and what was measured on it with it; should it come back, it is measured afresh."""
+        self.lost, self.failure = True, detail
+        self.sampled_at = None
+        self.used_bytes = self.machine_available_bytes = None
+        self.foreign_bytes, self.ceiling_bytes = 0, self.facts.capacity_bytes
+
     def observe(self, sample: DeviceSample, taken_at: float) -> list[Lease]:
         """Takes over a sample; returns the ended leases whose bytes it shows to be gone.
 
@@ -218,6 +225,7 @@ class DeviceBook:
             sample: What was measured.
             taken_at: When measuring began; a lease that ended later learns nothing from it.
         """
+        self.lost = False
         if sample.used_bytes is not None or sample.foreign_bytes is not None:
             self.sampled_at = taken_at
         self.failure = sample.detail

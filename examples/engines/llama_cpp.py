@@ -27,13 +27,7 @@ _OVERHEAD_BYTES = 40 * MIB
 _MARGIN_BYTES = 16 * MIB
 #: Conversations, tokens each, type of the cached values. 8 192 is what the model was trained for.
 _SIZES = (
-    (2, 8192, "f16"),
-    (2, 7168, "f16"),
-    (2, 6144, "f16"),
-    (2, 5120, "f16"),
-    (2, 4096, "f16"),
-    (2, 3072, "f16"),
-    (2, 2048, "f16"),
+    *((2, tokens, "f16") for tokens in range(8192, 1535, -512)),
     (1, 2048, "f16"),
     (1, 1024, "q8_0"),
 )

@@ -32,7 +32,7 @@ _SHARPNESS = 40.0
 #: Keeps a word that no stored context votes for possible.
 _FREQUENCY_SHARE = 0.05
 _ANSWER_WORDS = 24
-_MIB_OF_KEYS = (256, 224, 192, 160, 128, 96, 64, 32)
+_MIB_OF_KEYS = range(256, 31, -16)
 #: Measured beside keys and process: at most 6 MiB of values, weights and what numpy's linear algebra sets up.
 _OVERHEAD_BYTES = 12 * MIB
 _MARGIN_BYTES = 16 * MIB

@@ -16,17 +16,9 @@ if TYPE_CHECKING:
     from examples.journal import Journal
 
 #: Pixels per side, images at a time, denoising steps. Each step halves the noise; at the top what is left is less than
-#: one level of a byte, at the bottom a third of full contrast.
-_SIZES = (
-    (640, 4, 16),
-    (576, 4, 14),
-    (512, 3, 13),
-    (448, 3, 12),
-    (384, 2, 11),
-    (320, 2, 10),
-    (256, 1, 9),
-    (160, 1, 8),
-)
+#: one level of a byte, at the bottom a third of full contrast. The rungs are this close because a worker between two of
+#: them leaves memory unused that was granted to it.
+_SIZES = tuple((resolution, 1 + resolution // 200, 8 + (resolution - 128) // 64) for resolution in range(640, 159, -32))
 _PIXEL_BYTES = 3 * 4
 #: Measured beside process, set and batch: at most 17 MiB, of which the finished image and its compression are the most.
 _OVERHEAD_BYTES = 20 * MIB

@@ -213,6 +213,11 @@ def test_card_without_a_size_leases_nothing_and_says_so(driver: Insert, child: C
     assert "configure a cap" in sample.detail
 
 
+def test_card_without_a_name_is_a_device_all_the_same(driver: Insert) -> None:
+    driver(_card(errors={"name": fake_nvml.NOT_SUPPORTED}))
+    assert _probe().facts.name == "NVIDIA GPU"
+
+
 def test_cap_gives_a_size_to_a_card_without_one(driver: Insert) -> None:
     driver(_card(total_bytes=None))
     facts = _probe(nvml.NvmlConfig(cap_bytes=10 * GIB, environ={})).facts

@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 from importlib.metadata import distributions
+from pathlib import Path
 
 import pytest
 
-from tests.contracts import checkout
+from tests.contracts import checkout, serving
 
 _PAIRS = checkout.ROOT / ".build/pairs"
 
@@ -52,3 +53,34 @@ def test_stubs_and_client_import(pair: str) -> None:
     assert result.returncode == 0, result.stderr
     installed = versions(pair)
     assert result.stdout.split() == [installed["grpcio"], installed["protobuf"]]
+
+
+def _live_once(address: str, runtime: dict[str, str]) -> list[str]:
+    """Runs a worker's life in a process of its own; the releases it ran with."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.contracts.pair_client", address],
+        cwd=checkout.ROOT,
+        env=runtime,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+@pytest.mark.parametrize("pair", ["oldest", "between", "newest"])
+def test_client_lives_a_session(pair: str, tmp_path: Path) -> None:
+    with serving.started(serving.serve_command(tmp_path)):
+        used = _live_once(f"unix:{tmp_path}/arbiter.sock", environment(pair))
+    installed = versions(pair)
+    assert used == [installed["grpcio"], installed["protobuf"]]
+
+
+@pytest.mark.parametrize("pair", ["between", "newest"])
+def test_server_serves_a_session(pair: str, tmp_path: Path) -> None:
+    with serving.started(serving.serve_command(tmp_path), environment(pair)):
+        _live_once(f"unix:{tmp_path}/arbiter.sock", dict(os.environ))
+        health = [sys.executable, "-m", "arbiter_sidecar", "health", "--address", f"unix:{tmp_path}/arbiter.sock"]
+        assert subprocess.run(health, cwd=checkout.ROOT, env=environment(pair), timeout=60, check=False).returncode == 0

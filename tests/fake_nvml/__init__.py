@@ -25,14 +25,24 @@ LIBRARY_NAME = "libnvidia-ml.so.1"
 #: Codes of the driver that tests use.
 NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, GPU_IS_LOST, UNKNOWN = 3, 4, 6, 15, 999
 
-_SOURCE = Path(__file__).with_name("fake_nvml.c")
+CUDA_LIBRARY_NAME = "libcuda.so.1"
+#: Names the directory in which the fake CUDA driver writes down what each process takes.
+LEDGER_VARIABLE = "FAKE_CUDA_LEDGER"
 
 
 def build(directory: Path) -> Path:
-    """Compiles the library into ``directory`` with gcc, and returns its path."""
-    library = directory / LIBRARY_NAME
-    command = ["gcc", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", f"-Wl,-soname,{LIBRARY_NAME}"]
-    subprocess.run([*command, "-o", str(library), str(_SOURCE)], check=True, timeout=60)
+    """Compiles the NVIDIA driver's library into ``directory`` with gcc, and returns its path."""
+    return _compile("fake_nvml.c", directory / LIBRARY_NAME)
+
+
+def build_cuda(directory: Path) -> Path:
+    """Compiles the CUDA driver's library into ``directory`` with gcc, and returns its path."""
+    return _compile("fake_cuda.c", directory / CUDA_LIBRARY_NAME)
+
+
+def _compile(source: str, library: Path) -> Path:
+    command = ["gcc", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", f"-Wl,-soname,{library.name}"]
+    subprocess.run([*command, "-o", str(library), str(Path(__file__).with_name(source))], check=True, timeout=60)
     return library
 
 

@@ -132,9 +132,7 @@ class Events:
     """Audit events as they happen; close it, or leave its ``with`` block, to stop."""
 
     def __init__(self, client: connection.Connection, after: int) -> None:
-        self._stream = client.transport.calls.watch_events(
-            state_service_pb2.WatchEventsRequest(after_sequence=after)
-        )
+        self._stream = client.transport.calls.watch_events(state_service_pb2.WatchEventsRequest(after_sequence=after))
 
     def __iter__(self) -> Iterator[state_service_pb2.Event]:
         while (message := self._stream.next()) is not None:

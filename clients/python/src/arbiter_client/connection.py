@@ -54,9 +54,7 @@ class Connection:
         self.transport.close()
 
 
-def make(
-    address: str | None, heartbeat_mode: HeartbeatMode, max_silence: float, connect_timeout: float
-) -> Connection:
+def make(address: str | None, heartbeat_mode: HeartbeatMode, max_silence: float, connect_timeout: float) -> Connection:
     """A connection to the arbiter at ``address``; nothing is sent yet.
 
     Raises:

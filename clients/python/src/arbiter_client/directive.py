@@ -134,6 +134,4 @@ def _reclaim(message: lease_pb2.Reclaim) -> Reclaim:
 
 
 def _shard(message: lease_pb2.ShardAssignment) -> ShardAssignment:
-    return ShardAssignment(
-        layer_begin=message.layer_begin, layer_end=message.layer_end, plan_id=message.plan_id
-    )
+    return ShardAssignment(layer_begin=message.layer_begin, layer_end=message.layer_end, plan_id=message.plan_id)

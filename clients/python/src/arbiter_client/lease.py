@@ -119,9 +119,7 @@ class HeldLease:
         """
         self._held.say(reports.outcome(directive, reports.Outcome.DEFERRED, used_memory_bytes=used_memory_bytes))
 
-    def refused(
-        self, directive: Directive, *, achievable_quality: float, used_memory_bytes: int | None = None
-    ) -> None:
+    def refused(self, directive: Directive, *, achievable_quality: float, used_memory_bytes: int | None = None) -> None:
         """Says that ``directive`` cannot be applied, and which quality in [0, 1] can be reached instead.
 
         Raises:
