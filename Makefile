@@ -58,6 +58,11 @@ test-gpu: ## Run the checks that need an NVIDIA card; says so when there is none
 	@.ci/set-up base
 	@$(PY) -m tests.gpu
 
+.PHONY: bench
+bench: ## Measure what things cost, with the noise stated; ARGS=--quick for less than a minute
+	@.ci/set-up base
+	@$(PY) -m benchmarks $(ARGS)
+
 .PHONY: check
 check: ## Check format, lint, types, floors, contract, stubs, container files and links
 	@.ci/set-up dev proto

@@ -74,9 +74,7 @@ class Binding(Protocol):
     def nvmlDeviceGetName(self, handle: Handle) -> str: ...
     def nvmlDeviceGetUUID(self, handle: Handle) -> str: ...
     def nvmlDeviceGetMemoryInfo(self, handle: Handle, version: int | None = None) -> _MemoryStruct: ...
-    def nvmlDeviceGetComputeRunningProcesses_v2(self, handle: Handle) -> Sequence[_ProcessStruct]: ...
     def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: Handle) -> Sequence[_ProcessStruct]: ...
-    def nvmlDeviceGetGraphicsRunningProcesses_v2(self, handle: Handle) -> Sequence[_ProcessStruct]: ...
     def nvmlDeviceGetGraphicsRunningProcesses_v3(self, handle: Handle) -> Sequence[_ProcessStruct]: ...
     def nvmlDeviceGetMigMode(self, handle: Handle) -> Sequence[int]: ...
     def nvmlDeviceGetMaxMigDeviceCount(self, handle: Handle) -> int: ...
@@ -194,20 +192,16 @@ class Driver:
 
     def _listed(self, handle: Handle, kind: str) -> Sequence[_ProcessStruct]:
         nvml = self._nvml
-        newer, older = (
-            (nvml.nvmlDeviceGetComputeRunningProcesses_v3, nvml.nvmlDeviceGetComputeRunningProcesses_v2)
+        ask = (
+            nvml.nvmlDeviceGetComputeRunningProcesses_v3
             if kind == "Compute"
-            else (nvml.nvmlDeviceGetGraphicsRunningProcesses_v3, nvml.nvmlDeviceGetGraphicsRunningProcesses_v2)
+            else nvml.nvmlDeviceGetGraphicsRunningProcesses_v3
         )
         with self._asking("which processes use it"):
             for _ in range(_LIST_ATTEMPTS - 1):
-                try:
-                    return newer(handle)
-                except nvml.NVMLError_InsufficientSize:
-                    continue
-                except nvml.NVMLError_FunctionNotFound:
-                    newer = older
-            return newer(handle)
+                with contextlib.suppress(nvml.NVMLError_InsufficientSize):
+                    return ask(handle)
+            return ask(handle)
 
     @contextlib.contextmanager
     def _asking(self, what: str) -> Iterator[None]:

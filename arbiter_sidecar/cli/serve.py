@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,7 @@ from arbiter_sidecar.arbiter import Arbiter, ArbiterConfig, Names
 from arbiter_sidecar.cli import logs
 from arbiter_sidecar.config import Config
 from arbiter_sidecar.ledger.devices import DeviceRules
+from arbiter_sidecar.ports import DeviceProbe
 from arbiter_sidecar.rpc.convert import LeaseTimes
 from arbiter_sidecar.rpc.server import Limits, ListenError, Server
 from arbiter_sidecar.runtime import Runtime, SamplingRates
@@ -97,7 +99,8 @@ async def _serve(config: Config, epoch: int) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    found = _detection(config)
+    # A driver may take half a minute to answer; a signal must not have to wait for it.
+    found = await asyncio.to_thread(_detection, config)
     for note in found.notes:
         _log.info("device_detection", note=note)
     thread = probing.ProbeThread(timeout_s=config.probe_timeout_s)
@@ -135,6 +138,7 @@ async def _serve(config: Config, epoch: int) -> int:
     finally:
         await server.stop(STOP_GRACE_S if not hurrying.is_set() else 0.0)
         await runtime.stop()
+        await _close(thread, found.probes)
         _forget_socket(config.socket)
     _log.info("stopped", epoch=epoch)
     return 0
@@ -148,6 +152,15 @@ async def _drain(server: Server, runtime: Runtime, hurrying: asyncio.Event, conf
     await asyncio.wait(waits, timeout=config.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
+
+
+async def _close(thread: probing.ProbeThread, probes: Sequence[DeviceProbe]) -> None:
+    for probe in probes:
+        try:
+            await thread.close(probe)
+        except OSError as error:
+            # A driver that hangs is left to the end of the process; there is nothing more to lose.
+            _log.warning("probe_not_closed", device_id=probe.facts.device_id, error=str(error))
 
 
 def _forget_socket(path: Path) -> None:

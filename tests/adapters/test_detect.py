@@ -123,9 +123,9 @@ async def test_driver_that_hangs_later_costs_only_its_own_device(bare: detect.De
     slow, healthy = FakeCard(uuid="GPU-1", total_bytes=24 * GIB), FakeCard(uuid="GPU-2", total_bytes=24 * GIB)
     state = driver(slow, healthy)
     first, second = detect.detect(bare).probes
-    slow.hangs_ms["memory_v2"] = 300
+    slow.hangs_ms["memory_v2"] = 2000
     state.write()
-    thread = probing.ProbeThread(timeout_s=0.1)
+    thread = probing.ProbeThread(timeout_s=0.5)
     with pytest.raises(TimeoutError, match="device GPU-1"):
         await thread.sample(first, [])
     assert (await thread.sample(second, [])).used_bytes == 0

@@ -105,12 +105,12 @@ async def test_hung_call_times_out_and_the_loop_runs_on(slow: Slow) -> None:
     with pytest.raises(TimeoutError, match="device slow: the driver has not answered for"):
         await thread.sample(slow, [])
     ticking.cancel()
-    assert ticks > 3
+    assert ticks > 1
     slow.go.set()
 
 
 async def test_device_fails_at_once_while_its_call_hangs_and_recovers(slow: Slow) -> None:
-    thread = probing.ProbeThread(timeout_s=0.05)
+    thread = probing.ProbeThread(timeout_s=0.5)
     healthy = Slow("healthy")
     healthy.go.set()
     slow.go.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from arbiter_sidecar.types import (
     DeviceSample,
     EventKind,
     LeaseId,
+    LeaseState,
     Priority,
     Process,
     ReportOutcome,
@@ -39,8 +41,8 @@ LINEAR = ArbiterConfig(pause_guard_s=0.0, elasticity=dict.fromkeys(WorkloadType,
 
 
 def gib(units: float) -> int:
-    """Whole bytes of so many GiB."""
-    return round(units * GIB)
+    """Whole bytes of so many GiB, rounded up as a promise is; a thousandth of a byte is floating-point noise."""
+    return math.ceil(units * GIB - 1e-3)
 
 
 def process(pid: int) -> Process:
@@ -183,6 +185,16 @@ class Desk:
         while self.arbiter.advance(now):
             self.collect()
         self.collect()
+
+    def live(self, until: float, *leases: Lease, held: Mapping[int, float | None] | None = None) -> None:
+        """Lets time pass in tenths of a second; ``leases`` beat every second, ``held`` is what each sample shows."""
+        for tenth in range(math.floor(self.now * 10) + 1, math.floor(until * 10) + 1):
+            self.now = tenth / 10
+            if held is not None:
+                self.sample(held)
+            if tenth % 10 == 0:
+                self.beat(*leases)
+            self.at(self.now)
 
     def ask(self, request: AllocationRequest) -> Ticket:
         """Asks for a lease."""
@@ -327,3 +339,8 @@ DeskMaker = Callable[[ArbiterConfig], Desk]
 def qualities(leases: Iterable[Lease]) -> list[float]:
     """What the leases were told, as people write it."""
     return [round(lease.quality, 4) for lease in leases]
+
+
+def state_of(lease: Lease) -> LeaseState:
+    """The state of a lease; a call, so that type checkers do not take it to stay as it is."""
+    return lease.state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ def _lint(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(_LINT_IMPORTS), "--no-logo", "--no-cache"],
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(checkout.ROOT / "clients/python/src")},
         capture_output=True,
         text=True,
         timeout=100,

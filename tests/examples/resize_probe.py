@@ -15,7 +15,7 @@ from examples import diffusion_worker, llm_worker, memory, options
 from examples.journal import Journal
 
 if TYPE_CHECKING:
-    from examples.worker_loop import Workload
+    from examples.holding import Workload
 
 #: Rungs to visit, counted from the largest; twice each, so that what one visit leaves behind shows in the next.
 _VISITS = (0, -1, 6, 0, -1)

@@ -26,10 +26,10 @@ def test_images_decode_and_name_their_rung_when_made(tmp_path: Path) -> None:
     painting.close()
 
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["00001-q0.35-160px-8steps.png", "00002-q0.41-256px-9steps.png"]
+    assert names == ["00001-q0.35-160px-8steps.png", "00002-q0.41-192px-9steps.png"]
     small, large = (png_reader.decode((tmp_path / name).read_bytes()) for name in names)
     assert small.shape == (160, 160, 3)
-    assert large.shape == (256, 256, 3)
+    assert large.shape == (192, 192, 3)
     assert [json.loads(line)["count"] for line in out.getvalue().splitlines()] == [1, 2]
 
 

@@ -1,4 +1,4 @@
-"""The checks. Each returns one line about what it measured, and raises ``AssertionError`` when it is not as promised."""
+"""The checks: each returns a line about what it measured, or raises ``AssertionError`` when it is not as promised."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ def check_shrinking_holder_is_seen(bench: Bench) -> str:
         worker.tell(f"take {_BLOCK}")
         worker.tell(f"take {_BLOCK}")
         full = bench.held(worker.process)
+        assert full >= 2 * _BLOCK, f"{2 * _BLOCK} bytes taken, {full} attributed"
         worker.tell("give-back")
         lag = bench.lag("shrinking", lambda: bench.held(worker.process) <= full - _BLOCK + _SLACK)
         return f"{_BLOCK // MIB} MiB given back, seen after {lag * 1000:.1f} ms"
@@ -76,7 +77,8 @@ def check_killed_holder_holds_nothing(bench: Bench) -> str:
     empty = bench.used()
     with bench.worker() as worker:
         worker.tell(f"take {_BLOCK}")
-        assert bench.held(worker.process) >= _BLOCK
+        full = bench.held(worker.process)
+        assert full >= _BLOCK, f"{_BLOCK} bytes taken, {full} attributed"
         begin = time.monotonic()
         worker.kill()
         bench.lag("killed holder's bytes", lambda: bench.held(worker.process) == 0)

@@ -9,9 +9,13 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from google._upb import _message as upb
+    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
+
+    # The type stubs know two implementations of descriptors.
+    AnyDescriptor: TypeAlias = Descriptor | upb.Descriptor
+    AnyField: TypeAlias = FieldDescriptor | upb.FieldDescriptor
 
 Plain: TypeAlias = "dict[str, Plain] | list[Plain] | str | int | float | bool | None"
 
@@ -42,14 +46,14 @@ def to_plain(message: Message) -> dict[str, Plain]:
     fields: dict[str, Plain] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return _with_integers(fields, message.DESCRIPTOR.fields_by_name)
+    return _with_integers(fields, message.DESCRIPTOR)
 
 
-def _with_integers(fields: dict[str, Plain], described: Mapping[str, FieldDescriptor]) -> dict[str, Plain]:
-    return {name: _convert(value, described[name]) for name, value in fields.items()}
+def _with_integers(fields: dict[str, Plain], described: AnyDescriptor) -> dict[str, Plain]:
+    return {name: _convert(value, described.fields_by_name[name]) for name, value in fields.items()}
 
 
-def _convert(value: Plain, field: FieldDescriptor) -> Plain:
+def _convert(value: Plain, field: AnyField) -> Plain:
     kind = field.message_type
     if kind is not None and kind.GetOptions().map_entry:
         inner = kind.fields_by_name["value"]
@@ -57,7 +61,7 @@ def _convert(value: Plain, field: FieldDescriptor) -> Plain:
     if isinstance(value, list):
         return [_convert(item, field) for item in value]
     if isinstance(value, dict) and kind is not None:
-        return _with_integers(value, kind.fields_by_name)
+        return _with_integers(value, kind)
     if isinstance(value, str) and field.cpp_type in _LONG:
         return int(value)
     return value

@@ -1,0 +1,144 @@
+"""The in-memory arbiter that workers are tested with."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import arbiter_client
+from arbiter.v1 import lease_pb2
+from arbiter_client import errors
+from arbiter_client.testing import InMemoryArbiter
+from tests.client.scripted_server import GUARD_S
+
+
+def test_push_reaches_the_worker_and_its_answer_the_test() -> None:
+    with InMemoryArbiter(capacity="8GiB") as arbiter, arbiter.blocking_client() as client:
+        with client.lease("w", memory="2GiB", workload_type="llm") as lease:
+            assert arbiter.applied(lease.lease_id).outcome == ""
+            revision = arbiter.push(lease.lease_id, quality=0.5, memory_limit_bytes="1GiB", kv_token_budget=64)
+            for directive in lease.directives(timeout=GUARD_S):
+                if directive.revision == revision:
+                    lease.applied(directive, used_memory_bytes=7)
+                    break
+            said = arbiter.applied(lease.lease_id, revision=revision, timeout=GUARD_S)
+            assert (said.revision, said.outcome, said.used_memory_bytes) == (revision, "APPLIED", 7)
+            assert (lease.memory_limit_bytes, lease.directive.kv_token_budget) == (1 << 30, 64)
+            later = arbiter.push(lease.lease_id, reclaim=lease_pb2.Reclaim(reclaim_id="r", memory_bytes=5))
+            updates = lease.directives(timeout=GUARD_S)
+            shown = next(directive for directive in updates if directive.revision == later)
+            assert shown.reclaim is not None
+            assert (shown.reclaim.reclaim_id, shown.quality) == ("r", 0.5)
+            lease.refused(shown, achievable_quality=0.4)
+            assert arbiter.applied(lease.lease_id, revision=later, timeout=GUARD_S).achievable_quality == 0.4
+        assert arbiter.applied(lease.lease_id).outcome == "REFUSED"
+        assert not arbiter.state().leases
+
+
+def test_end_loses_the_lease_with_its_reason() -> None:
+    with InMemoryArbiter() as arbiter, arbiter.blocking_client() as client:
+        with client.lease("w", memory=1, workload_type="llm") as lease:
+            arbiter.end(lease.lease_id, "PREEMPTED")
+            assert lease.wait_lost(GUARD_S)
+            assert lease.end_reason == "PREEMPTED"
+        with pytest.raises(errors.LeaseNotFound):
+            arbiter.end(lease.lease_id)
+
+
+def test_silence_lets_leases_run_out_and_speaking_keeps_them() -> None:
+    with InMemoryArbiter(ttl=0.5) as arbiter, arbiter.blocking_client() as client:
+        with client.lease("w", memory=1, workload_type="llm") as lease:
+            assert not lease.wait_lost(1.5)
+            arbiter.silence()
+            assert lease.wait_lost(GUARD_S)
+            assert lease.end_reason == "EXPIRED"
+        arbiter.speak()
+        with client.lease("w", memory=1, workload_type="llm", ttl=5) as lease:
+            assert not lease.lost
+
+
+def test_refusals_come_when_asked_for_or_when_it_does_not_fit() -> None:
+    with InMemoryArbiter(capacity="1GiB") as arbiter, arbiter.blocking_client() as client:
+        arbiter.refuse_next("NO_DONOR")
+        with pytest.raises(errors.NoDonor):
+            client.lease("w", memory=1, workload_type="llm").acquire()
+        with client.lease("w", memory="1GiB", workload_type="llm"), pytest.raises(errors.InsufficientMemory):
+            client.lease("w", memory=1, workload_type="llm").acquire()
+        with pytest.raises(errors.ExceedsCapacity):
+            client.lease("w", memory="2GiB", workload_type="llm").acquire()
+        with pytest.raises(errors.InvalidRequest):
+            client.lease("", memory=1, workload_type="llm").acquire()
+        with pytest.raises(ValueError, match="is not a reason"):
+            arbiter.refuse_next("BAD_WEATHER")
+
+
+def test_disconnect_is_survived() -> None:
+    with InMemoryArbiter(ttl=3.0) as arbiter, arbiter.blocking_client() as client:
+        with client.lease("w", memory=1, workload_type="llm") as lease:
+            arbiter.disconnect()
+            revision = arbiter.push(lease.lease_id, quality=0.5)
+            assert any(directive.revision == revision for directive in lease.directives(timeout=GUARD_S))
+
+
+def test_the_same_request_id_gives_the_same_lease() -> None:
+    with InMemoryArbiter() as arbiter, arbiter.blocking_client() as client:
+        first, second = (client.lease("w", memory=1, workload_type="llm", request_id="r").acquire() for _ in range(2))
+        assert (first.lease_id, first.fence) == (second.lease_id, second.fence)
+        with pytest.raises(errors.Fenced):
+            client.release(first.lease_id, first.fence + 1)
+        assert client.release(first.lease_id, first.fence) is False
+        assert client.release(first.lease_id, first.fence) is True
+        with pytest.raises(errors.LeaseNotFound):
+            client.release("nobody", 1)
+
+
+def test_state_shows_leases_without_their_secrets() -> None:
+    with InMemoryArbiter(capacity="4GiB") as arbiter, arbiter.blocking_client() as client:
+        with client.lease("w", memory="1GiB", workload_type="llm"):
+            picture = client.state()
+            assert picture.devices[0].available_bytes == 3 << 30
+            assert (picture.leases[0].holder, picture.leases[0].handle, picture.leases[0].fence) == ("w", 0, 0)
+
+
+def test_what_needs_a_real_arbiter_is_refused_aloud() -> None:
+    with InMemoryArbiter() as arbiter, arbiter.blocking_client() as client:
+        with pytest.raises(errors.NotServed):
+            client.explain(lease_id="l")
+        with pytest.raises(errors.NotServed):
+            client.watch()
+        with pytest.raises(errors.NotServed):
+            client.channel.close()
+
+
+def test_mistakes_of_the_test_are_told() -> None:
+    with InMemoryArbiter() as arbiter, arbiter.blocking_client() as client:
+        with client.lease("w", memory=1, workload_type="llm") as lease:
+            with pytest.raises(ValueError, match="quality"):
+                arbiter.push(lease.lease_id, quality=2.0)
+            with pytest.raises(TimeoutError, match="nothing was said"):
+                arbiter.applied(lease.lease_id, revision=99)
+        with pytest.raises(errors.LeaseNotFound):
+            arbiter.applied("nobody")
+
+
+def test_many_threads_share_one_client() -> None:
+    with InMemoryArbiter() as arbiter, arbiter.blocking_client() as client:
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                for _ in range(20):
+                    with client.lease("w", memory=1, workload_type="llm") as lease:
+                        lease.applied(lease.directive)
+                        lease.check()
+            except arbiter_client.ArbiterClientError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(GUARD_S)
+        assert failures == []
+        assert not arbiter.state().leases

@@ -1,0 +1,1 @@
+"""The table of options and everything that can be wrong with it."""
