@@ -276,7 +276,10 @@ class Config:
     lock_delay_s: float = field(
         default=30.0,
         metadata=_option(
-            "lease.lock-delay", _seconds(), "how long memory stays reserved that cannot be seen to go", metavar="TIME"
+            "lease.lock-delay",
+            _seconds(),
+            "how long memory stays reserved that cannot be seen to go; 0: not at all",
+            metavar="TIME",
         ),
     )
     max_leases: int = field(

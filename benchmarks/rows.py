@@ -75,7 +75,11 @@ def ratio(name: str, values: Sequence[float], *, goal: str = "", limit: float | 
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     return {
@@ -98,9 +102,8 @@ def table(rows: Sequence[Row], facts: dict[str, str]) -> str:
         spread = ", ".join(f"{name} {value:.4g}" for name, value in row.spread.items())
         met = {True: "yes", False: "**no**", None: "-"}[row.met]
         remark = f" ({row.remark})" if row.remark else ""
-        lines.append(
-            f"| {row.name}{remark} | {row.median:.4g} {row.unit} | {spread} | {row.rounds} | {row.goal or '-'} | {met} |"
-        )
+        figures = f"{row.median:.4g} {row.unit} | {spread} | {row.rounds}"
+        lines.append(f"| {row.name}{remark} | {figures} | {row.goal or '-'} | {met} |")
     return "\n".join(lines) + "\n"
 
 

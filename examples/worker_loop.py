@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import arbiter_client
 from examples import rungs
+from examples.holding import Holding, Workload
 from examples.stop import Stop, StopAsked
 
 if TYPE_CHECKING:

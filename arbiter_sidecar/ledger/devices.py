@@ -36,7 +36,7 @@ class DeviceRules:
         zero_samples: How often nothing must have been measured before the bytes of an ended lease are gone …
         zero_span_s: … and over how long at least, so that one missed reading does not free memory that is there.
         lock_delay_s: Bytes whose release cannot be seen are held at least so long …
-        lock_delay_ttls: … and at least so many times to live.
+        lock_delay_ttls: … and at least so many times to live; a lock delay of 0 believes the holder instead.
         drain_grace_s: How long an ended lease may keep bytes before that is an alarm.
     """
 
@@ -207,6 +207,8 @@ class DeviceBook:
 
     def lock_delay_ends(self, lease: Lease) -> float:
         """When the bytes of an ended lease that cannot be traced count as gone."""
+        if self.rules.lock_delay_s == 0.0:
+            return lease.ended_at
         return lease.ended_at + max(self.rules.lock_delay_s, self.rules.lock_delay_ttls * lease.ttl_s)
 
     def lose(self, detail: str) -> None:

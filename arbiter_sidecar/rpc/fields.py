@@ -23,16 +23,16 @@ class Fields:
     """Collects violations while fields are read; ``verify`` raises them together."""
 
     def __init__(self) -> None:
-        self._violations: list[tuple[str, str]] = []
+        self._violations: dict[str, str] = {}
 
     def fault(self, name: str, problem: str) -> None:
-        """Notes a fault of a field."""
-        self._violations.append((name, problem))
+        """Notes a fault of a field. The first one counts, so that a long list of bad values names its field once."""
+        self._violations.setdefault(name, problem)
 
     def verify(self) -> None:
         """Raises InvalidRequest with every fault noted so far, if any."""
         if self._violations:
-            raise errors.InvalidRequest(self._violations)
+            raise errors.InvalidRequest(list(self._violations.items()))
 
     def text(self, name: str, value: str, *, required: bool = False, limit: int = 128) -> str:
         """A name: printable, of bounded length."""

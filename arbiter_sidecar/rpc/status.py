@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -18,8 +19,13 @@ DOMAIN = "arbiter"
 #: Plain trailing metadata that carry the same, for clients without the packages that decode details.
 REASON_KEY = "arbiter-error-reason"
 METADATA_KEY = "arbiter-error-metadata"
-#: Longest message and value that leave the server: enough for a sentence, too little to be misused.
-MAX_TEXT = 1024
+#: Longest message and value that leave the server: enough for a sentence, too little to be misused. This and the next
+#: two keep all trailing metadata of a failed call below 8 KiB, beyond which clients drop the answer and its code.
+MAX_TEXT = 512
+#: Size of all metadata of one error, as JSON.
+MAX_METADATA = 800
+#: Size of all bad fields of one request, with what is wrong with them.
+MAX_VIOLATIONS = 2000
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,21 +48,23 @@ def code(error: errors.ArbiterError) -> grpc.StatusCode:
     return grpc.StatusCode[error.code]
 
 
+def metadata_of(error: errors.ArbiterError) -> dict[str, str]:
+    """What the message of an error mentions, as far as it fits into an answer."""
+    kept: dict[str, str] = {}
+    for key, value in error.metadata().items():
+        kept[key] = printable(value)
+        if len(json.dumps(kept)) > MAX_METADATA:
+            del kept[key]
+    return kept
+
+
 async def abort(context: Context, error: errors.ArbiterError) -> NoReturn:
     """Ends the call with the error, its details, and the same in plain trailing metadata."""
-    metadata = {key: printable(value) for key, value in error.metadata().items()}
+    metadata = metadata_of(error)
     status = status_pb2.Status(code=code(error).value[0], message=printable(error.message))
     _attach(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     if isinstance(error, errors.InvalidRequest):
-        _attach(
-            status,
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=name, description=printable(problem))
-                    for name, problem in error.violations
-                ]
-            ),
-        )
+        _attach(status, _bad_request(error.violations))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after_s * 1000))
@@ -73,8 +81,22 @@ def session_error(error: errors.ArbiterError) -> pb.Error:
         code=code(error).value[0],
         reason=error.reason,
         message=printable(error.message),
-        metadata={key: printable(value) for key, value in error.metadata().items()},
+        metadata=metadata_of(error),
     )
+
+
+def _bad_request(violations: Sequence[tuple[str, str]]) -> error_details_pb2.BadRequest:
+    """The bad fields, as many as fit into an answer, and how many more there are."""
+    told, size = error_details_pb2.BadRequest(), 0
+    for name, problem in violations:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=name, description=printable(problem))
+        size += violation.ByteSize()
+        if size > MAX_VIOLATIONS:
+            rest = len(violations) - len(told.field_violations)
+            told.field_violations.add(description=f"and {rest} more")
+            break
+        told.field_violations.append(violation)
+    return told
 
 
 def _attach(status: status_pb2.Status, detail: Any) -> None:

@@ -39,7 +39,7 @@ def rows_(quick: bool) -> list[rows.Row]:
         grpc.insecure_channel(target) as channel,
     ):
         arbiter = arbiter_service_pb2_grpc.ArbiterServiceStub(channel)
-        echo = echo_channel.unary_unary("/bench.Echo/Call")
+        echo: grpc.UnaryUnaryMultiCallable[bytes, bytes] = echo_channel.unary_unary("/bench.Echo/Call")
         held: list[lease_pb2.Lease] = []
         handle = arbiter.Allocate(request).lease.handle
 
@@ -59,7 +59,9 @@ def rows_(quick: bool) -> list[rows.Row]:
         }
         seen: dict[str, list[float]] = {name: [] for name in calls}
         for place in range(rounds):
-            names = list(calls) if place % 2 == 0 else ["Allocate", "Release", "Heartbeat, 1 lease", "echo again", "echo"]
+            names = (
+                list(calls) if place % 2 == 0 else ["Allocate", "Release", "Heartbeat, 1 lease", "echo again", "echo"]
+            )
             for name in names:
                 seen[name].append(_p50_us(calls[name]))
     found = [rows.summed_up("echo, p50 of a slice", "us", seen["echo"])]

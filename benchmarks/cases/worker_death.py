@@ -62,8 +62,4 @@ def rows_(quick: bool) -> list[rows.Row]:
                 raise RuntimeError(f"lease {lease_id} ended instead of {lease.lease_id}")
             values.append((noticed - killed) * 1000)
         stream.cancel()
-    return [
-        rows.summed_up(
-            "killed worker noticed", "ms", values, goal=f"p99 <= {GOAL_MS:g} ms", limit_p99=GOAL_MS
-        )
-    ]
+    return [rows.summed_up("killed worker noticed", "ms", values, goal=f"p99 <= {GOAL_MS:g} ms", limit_p99=GOAL_MS)]

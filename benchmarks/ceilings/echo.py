@@ -15,7 +15,7 @@ async def _echo(raw: bytes, _: grpc.aio.ServicerContext[Any, Any]) -> bytes:
 
 async def _serve(path: str) -> None:
     server = grpc.aio.server()
-    methods = {"Call": grpc.unary_unary_rpc_method_handler(_echo)}
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"Call": grpc.unary_unary_rpc_method_handler(_echo)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", methods),))
     server.add_insecure_port(f"unix:{path}")
     await server.start()

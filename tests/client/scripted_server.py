@@ -138,6 +138,14 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
         with self._changed:
             assert self._changed.wait_for(condition, GUARD_S), "the client did not do it"
 
+    def stop_answering(self) -> float:
+        """Leaves all further heartbeats without an answer; returns when the last one that was answered arrived."""
+        with self._changed:
+            self.script.answers_beats = False
+            return max(
+                (at for at, beat in (*self.beats, *self.unary_beats) if beat.handles or beat.reports), default=0.0
+            )
+
     def reports(self) -> list[arbiter_service_pb2.HeartbeatRequest.Report]:
         return [report for _, beat in self.beats for report in beat.reports]
 
@@ -333,6 +341,15 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
             if event.sequence > request.after_sequence:
                 yield state_service_pb2.WatchEventsResponse(events=[event])
         over.wait(GUARD_S)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits until something that gives no sign has become true."""
+    never = threading.Event()
+    deadline = time.monotonic() + GUARD_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        never.wait(0.01)
 
 
 def refuse(

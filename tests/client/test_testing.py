@@ -74,11 +74,14 @@ def test_refusals_come_when_asked_for_or_when_it_does_not_fit() -> None:
 
 
 def test_disconnect_is_survived() -> None:
-    with InMemoryArbiter(ttl=3.0) as arbiter, arbiter.blocking_client() as client:
-        with client.lease("w", memory=1, workload_type="llm") as lease:
-            arbiter.disconnect()
-            revision = arbiter.push(lease.lease_id, quality=0.5)
-            assert any(directive.revision == revision for directive in lease.directives(timeout=GUARD_S))
+    with (
+        InMemoryArbiter(ttl=3.0) as arbiter,
+        arbiter.blocking_client() as client,
+        client.lease("w", memory=1, workload_type="llm") as lease,
+    ):
+        arbiter.disconnect()
+        revision = arbiter.push(lease.lease_id, quality=0.5)
+        assert any(directive.revision == revision for directive in lease.directives(timeout=GUARD_S))
 
 
 def test_the_same_request_id_gives_the_same_lease() -> None:
@@ -94,11 +97,14 @@ def test_the_same_request_id_gives_the_same_lease() -> None:
 
 
 def test_state_shows_leases_without_their_secrets() -> None:
-    with InMemoryArbiter(capacity="4GiB") as arbiter, arbiter.blocking_client() as client:
-        with client.lease("w", memory="1GiB", workload_type="llm"):
-            picture = client.state()
-            assert picture.devices[0].available_bytes == 3 << 30
-            assert (picture.leases[0].holder, picture.leases[0].handle, picture.leases[0].fence) == ("w", 0, 0)
+    with (
+        InMemoryArbiter(capacity="4GiB") as arbiter,
+        arbiter.blocking_client() as client,
+        client.lease("w", memory="1GiB", workload_type="llm"),
+    ):
+        picture = client.state()
+        assert picture.devices[0].available_bytes == 3 << 30
+        assert (picture.leases[0].holder, picture.leases[0].handle, picture.leases[0].fence) == ("w", 0, 0)
 
 
 def test_what_needs_a_real_arbiter_is_refused_aloud() -> None:

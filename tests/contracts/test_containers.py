@@ -16,7 +16,8 @@ import grpc
 import pytest
 
 from arbiter.v1 import state_service_pb2, state_service_pb2_grpc
-from tests.contracts import checkout, serving
+from tests import running
+from tests.contracts import checkout
 
 _COMPOSE = Path(sys.executable).with_name("docker-compose")
 _GUARD_S = 60
@@ -89,7 +90,7 @@ def test_compose_file_holds_when_run_as_processes(tmp_path: Path) -> None:
     arbiter = machine.command(json.loads(_dockerfile(r"^ENTRYPOINT (.+)$")) + services["arbiter"]["command"])
     probe = machine.command(json.loads(_dockerfile(r"^HEALTHCHECK .*CMD (\[.+\])$")))
     workers: list[subprocess.Popen[bytes]] = []
-    with serving.started(arbiter, machine.environment):
+    with running.started(arbiter, machine.environment):
         assert (
             subprocess.run(probe, cwd=checkout.ROOT, env=machine.environment, timeout=60, check=False).returncode == 0
         )

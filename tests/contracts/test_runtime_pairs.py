@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts import checkout, serving
+from tests import running
+from tests.contracts import checkout
 
 _PAIRS = checkout.ROOT / ".build/pairs"
 
@@ -72,7 +73,7 @@ def _live_once(address: str, runtime: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize("pair", ["oldest", "between", "newest"])
 def test_client_lives_a_session(pair: str, tmp_path: Path) -> None:
-    with serving.started(serving.serve_command(tmp_path)):
+    with running.started(running.serve_command(tmp_path)):
         used = _live_once(f"unix:{tmp_path}/arbiter.sock", environment(pair))
     installed = versions(pair)
     assert used == [installed["grpcio"], installed["protobuf"]]
@@ -80,7 +81,7 @@ def test_client_lives_a_session(pair: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pair", ["between", "newest"])
 def test_server_serves_a_session(pair: str, tmp_path: Path) -> None:
-    with serving.started(serving.serve_command(tmp_path), environment(pair)):
+    with running.started(running.serve_command(tmp_path), environment(pair)):
         _live_once(f"unix:{tmp_path}/arbiter.sock", dict(os.environ))
         health = [sys.executable, "-m", "arbiter_sidecar", "health", "--address", f"unix:{tmp_path}/arbiter.sock"]
         assert subprocess.run(health, cwd=checkout.ROOT, env=environment(pair), timeout=60, check=False).returncode == 0

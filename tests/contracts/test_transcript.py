@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts import checkout, serving
+from tests import running
+from tests.contracts import checkout
 
 _GRPCURL = Path(sys.executable).with_name("grpcurl")
 #: What the README's paths begin with.
@@ -118,7 +119,7 @@ def test_readme_transcript_happens(tmp_path: Path) -> None:
     asked = {step.words[-1].rpartition("/")[2] for step in steps}
     assert {"Allocate", "StreamQuality", "Release"} <= asked
     streams: list[tuple[Step, subprocess.Popen[str], str]] = []
-    with serving.started([sys.executable, "-m", "arbiter_sidecar", *ready(serve)[1:]]):
+    with running.started([sys.executable, "-m", "arbiter_sidecar", *ready(serve)[1:]]):
         try:
             for step in steps:
                 assert Path(step.words[0]).name == "grpcurl"

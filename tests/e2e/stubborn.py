@@ -30,7 +30,7 @@ def _deaf(how: str, seconds: float) -> None:
 def main() -> None:
     """Leases, is deaf, and tells how that went."""
     address, how, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-    mode = "process" if sys.argv[4:] == ["process"] else "thread"
+    mode: arbiter_client.HeartbeatMode = "process" if sys.argv[4:] == ["process"] else "thread"
     ttl = 3.0 if how == "idle" else 15.0
     with (
         arbiter_client.connect_blocking(address, heartbeat_mode=mode) as client,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -15,6 +15,9 @@ from arbiter.v1 import state_service_pb2
 from tests.e2e.conftest import Start
 from tests.e2e.watching import events_of
 from tests.running import running_server
+
+if TYPE_CHECKING:
+    import subprocess
 
 FLAGS = ("--devices", "static", "--devices-static", "card=1GiB")
 

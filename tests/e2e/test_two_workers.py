@@ -1,4 +1,4 @@
-"""The main job with real calls: the second arrives, both are told to shrink by priority, one leaves, the other grows."""
+"""The main job with real calls: a second worker arrives, both shrink by priority, it leaves, the first grows again."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def test_newcomer_waits_until_reductions_are_confirmed_and_the_rest_grows_when_i
         assert second.directive.quality < told.quality, "the lower priority gives more"
         assert told.memory_limit_bytes + second.directive.memory_limit_bytes <= 24 * GIB
         arbiter.Release(pb.ReleaseRequest(lease_id=second.lease.lease_id, fence=second.lease.fence))
-        raised = next(stream).directives[0]
+        raised = next(message for message in stream if message.directives).directives[0]
         assert raised.quality > told.quality
         assert raised.reason == lease_pb2.DIRECTIVE_REASON_HEADROOM
