@@ -130,9 +130,8 @@ class DeviceBook:
 
     def frozen(self, now: float) -> bool:
         """Whether nothing may be granted because too little is known."""
-        if self.lost:
-            return True
-        return self.measured and (self.sampled_at is None or now - self.sampled_at > self.rules.freeze_after_s)
+        old = self.sampled_at is None or now - self.sampled_at > self.rules.freeze_after_s
+        return self.lost or (self.measured and old)
 
     def fits(self, more_bytes: int, now: float) -> bool:
         """Whether so many bytes more can be promised now."""

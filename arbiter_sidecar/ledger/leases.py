@@ -243,12 +243,12 @@ class LeaseBook:
                 del self._by_process[process]
         grave = Grave(lease.lease_id, lease.handle, lease.fence, lease.request.namespace, lease.end_reason, now)
         self._graves[lease.lease_id] = self._graves_by_handle[lease.handle] = grave
-        while self._graves:
-            oldest = next(iter(self._graves.values()))
-            if len(self._graves) <= MAX_GRAVES and now - oldest.buried_at <= GRAVE_LIFE_S:
-                break
+        # The new one is young enough, so there always is an oldest.
+        oldest = next(iter(self._graves.values()))
+        while len(self._graves) > MAX_GRAVES or now - oldest.buried_at > GRAVE_LIFE_S:
             del self._graves[oldest.lease_id]
             del self._graves_by_handle[oldest.handle]
+            oldest = next(iter(self._graves.values()))
 
     def grave(self, lease_id: str) -> Grave | None:
         """What is remembered of a lease that has gone."""

@@ -31,7 +31,8 @@ class Calls:
         wait = math.inf if remaining_s is None else remaining_s - min(MAX_ANSWER_S, remaining_s * ANSWER_SHARE)
         request = convert.allocation(message, times=self._times, watch=self.runtime.watch, wait_at_most_s=wait)
         if message.dry_run:
-            lease = self.renderer.dry_lease(request, self.runtime.dry_run(request))
+            dry = self.runtime.dry_run(request)
+            lease = self.renderer.dry_lease(request, dry, self.runtime.books.shape(request))
             return pb.AllocateResponse(lease=lease, directive=lease.directive, server_epoch=self.runtime.epoch)
         grant = await self.runtime.allocate(request)
         lease = self.renderer.lease(grant.lease, secret=True)
@@ -43,14 +44,14 @@ class Calls:
             server_epoch=self.runtime.epoch,
         )
 
-    def _reattach(self, claim: pb.Reattach) -> pb.AllocateResponse:
-        lease = self.runtime.books.leases.get(claim.lease_id)
+    def _reattach(self, message: pb.Reattach) -> pb.AllocateResponse:
+        lease_id, fence = convert.claim(message)
+        lease = self.runtime.books.leases.get(lease_id)
         if lease is None:
-            raise errors.LeaseNotFound(
-                "this server does not remember the lease; allocate again", lease_id=claim.lease_id
-            )
-        if lease.fence != claim.fence or not lease.alive:
-            raise errors.Fenced("the lease is not yours any more; allocate again", lease_id=claim.lease_id)
+            raise errors.LeaseNotFound("this server does not remember the lease; allocate again", lease_id=lease_id)
+        # At its deadline a lease is dead, whether or not the sweep has come by.
+        if lease.fence != fence or not lease.alive or lease.deadline <= self.runtime.clock.now():
+            raise errors.Fenced("the lease is not yours any more; allocate again", lease_id=lease_id)
         found = self.renderer.lease(lease, secret=True)
         return pb.AllocateResponse(
             lease=found, directive=found.directive, already_granted=True, server_epoch=self.runtime.epoch

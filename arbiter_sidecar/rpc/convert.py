@@ -233,6 +233,15 @@ def _kv_usage(fields: Fields, where: str, message: pb.KvUsage) -> KvUsage:
     )
 
 
+def claim(message: pb.Reattach) -> tuple[str, int]:
+    """Lease and fence of a re-attachment. Raises InvalidRequest."""
+    fields = Fields()
+    lease_id = fields.text("reattach.lease_id", message.lease_id, required=True)
+    fence = fields.integer("reattach.fence", message.fence, least=1, most=(1 << 63) - 1)
+    fields.verify()
+    return lease_id, fence
+
+
 def release(message: pb.ReleaseRequest) -> tuple[str, int]:
     """Lease and fence of a release. Raises InvalidRequest."""
     fields = Fields()

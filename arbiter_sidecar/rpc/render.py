@@ -10,6 +10,7 @@ from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter.v1 import lease_pb2
 from arbiter_sidecar.arbiter import BeatOutcome, BeatResult, Dry
 from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.policy.quality import Elastic
 from arbiter_sidecar.ports import Clock
 from arbiter_sidecar.requests import AllocationRequest
 
@@ -85,7 +86,7 @@ class Renderer:
             message.reported_memory_bytes = lease.reported_bytes
         return message
 
-    def dry_lease(self, request: AllocationRequest, dry: Dry) -> lease_pb2.Lease:
+    def dry_lease(self, request: AllocationRequest, dry: Dry, shape: Elastic) -> lease_pb2.Lease:
         """The lease that a request would get; it has no id."""
         return lease_pb2.Lease(
             holder=request.holder,
@@ -94,8 +95,22 @@ class Renderer:
             workload_type=lease_pb2.WorkloadType.ValueType(request.workload),
             priority=lease_pb2.Priority.ValueType(request.priority),
             memory_bytes=dry.memory_bytes,
-            full_memory_bytes=request.memory_bytes,
-            directive=lease_pb2.Directive(quality=dry.quality, memory_limit_bytes=dry.memory_bytes),
+            full_memory_bytes=shape.full_bytes,
+            min_memory_bytes=shape.floor_bytes,
+            min_quality=shape.min_quality,
+            max_quality=shape.max_quality,
+            ttl=span(request.ttl_s),
+            heartbeat_interval=span(request.ttl_s * INTERVAL_SHARE),
+            directive=lease_pb2.Directive(
+                quality=dry.quality,
+                memory_limit_bytes=dry.memory_bytes,
+                reason=lease_pb2.DIRECTIVE_REASON_GRANT,
+                safe_quality=shape.min_quality,
+                valid_for=self._valid_for,
+            ),
+            pids=request.pids,
+            pids_visible=bool(request.pids) and len(request.processes) == len(request.pids),
+            labels=request.labels,
         )
 
     def beat(

@@ -150,9 +150,21 @@ class Runtime:
         while more and self.clock.now() - begun < SWEEP_BUDGET_S:
             more = self._arbiter.advance(self.clock.now(), SWEEP_STEP)
         self._carry_out()
+        self._timer = asyncio.get_running_loop().call_later(self._rest(), self._tick)
+
+    def _rest(self) -> float:
+        """Seconds until something is due, at most a pulse."""
         due = self._arbiter.next_deadline()
-        wait = PULSE_S if due is None else min(PULSE_S, max(0.0, due - self.clock.now()))
-        self._timer = asyncio.get_running_loop().call_later(wait, self._tick)
+        return PULSE_S if due is None else min(PULSE_S, max(0.0, due - self.clock.now()))
+
+    def _wake_in_time(self) -> None:
+        """Brings the next look forward: a caller that waits less than a pulse must not wait for one."""
+        if self._timer is None:
+            return
+        loop, rest = asyncio.get_running_loop(), self._rest()
+        if loop.time() + rest < self._timer.when():
+            self._timer.cancel()
+            self._timer = loop.call_later(rest, self._tick)
 
     # Commands ---------------------------------------------------------------------------------------------------------
 
@@ -167,6 +179,8 @@ class Runtime:
         answer: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = answer
         self._carry_out()
+        if not answer.done():
+            self._wake_in_time()
         try:
             grant = await answer
         except asyncio.CancelledError:

@@ -8,7 +8,7 @@ import pytest
 
 from arbiter_sidecar import errors
 from arbiter_sidecar.arbiter import Names, effects
-from arbiter_sidecar.types import GIB, EventKind, LeaseState
+from arbiter_sidecar.types import GIB, EventKind, LeaseState, WorkloadType
 from tests.arbiter.desk import IMAGE, LINEAR, VIDEO, Desk, DeskMaker, gib, wish
 
 
@@ -144,5 +144,14 @@ def test_quality_means_follow_the_kinds_of_work(desk: Desk) -> None:
     desk.take(wish("c", 4, workload=VIDEO, max_quality=0.4))
     assert desk.books.stats.llm.present == pytest.approx(0.8)
     assert desk.books.stats.diffusion.present == pytest.approx(0.5)
-    desk.now = 10.0
     assert desk.books.stats.diffusion.mean(10.0) == pytest.approx(0.5)
+
+
+def test_other_work_counts_in_no_mean(desk: Desk) -> None:
+    desk.box(24)
+    lease = desk.take(wish("a", 14, workload=WorkloadType.OTHER, max_quality=0.9))
+    desk.take(wish("b", 10, workload=WorkloadType.OTHER))
+    assert lease.quality < 0.9
+    desk.release(lease)
+    assert (desk.books.stats.llm.count, desk.books.stats.diffusion.count) == (0, 0)
+    assert (desk.books.stats.llm.present, desk.books.stats.diffusion.present) == (1.0, 1.0)

@@ -52,6 +52,16 @@ def test_gap_counts_before_the_command_that_ends_it(guarded: Desk, command: str)
         assert lease.deadline == 110.0
 
 
+def test_ended_leases_are_not_extended(guarded: Desk) -> None:
+    guarded.take(wish(ttl=10))
+    ended = guarded.take(wish(ttl=10))
+    guarded.release(ended)
+    guarded.at(20.0)
+    assert ended.deadline == 10.0
+    guarded.at(30.0)
+    assert guarded.drained(ended)
+
+
 def test_ordinary_steps_extend_nothing(guarded: Desk) -> None:
     lease = guarded.take(wish(ttl=10))
     for step in range(1, 40):

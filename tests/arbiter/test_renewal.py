@@ -38,6 +38,9 @@ def test_stream_confirms_but_does_not_renew(desk: Desk) -> None:
     desk.collect()
     assert (state_of(lease), state_of(other)) == (LeaseState.ACTIVE, LeaseState.GRANTED)
     assert lease.deadline == 10.0
+    desk.arbiter.confirm([lease.lease_id], desk.now)
+    desk.collect()
+    assert len(desk.events(EventKind.LEASE_CONFIRMED)) == 1
     desk.at(10.0)
     desk.arbiter.confirm([other.lease_id], desk.now)
     assert not other.confirmed

@@ -88,7 +88,9 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
     # What a test does.
 
     def start(self) -> None:
-        self._server = grpc.server(futures.ThreadPoolExecutor(24))
+        # A server that keeps gRPC's default tells clients that ping every 10 s to go away.
+        options = [("grpc.http2.min_recv_ping_interval_without_data_ms", 4000)]
+        self._server = grpc.server(futures.ThreadPoolExecutor(24), options=options)
         arbiter_service_pb2_grpc.add_ArbiterServiceServicer_to_server(self, self._server)
         state_service_pb2_grpc.add_StateServiceServicer_to_server(self, self._server)
         self._server.add_insecure_port(self.address)

@@ -14,7 +14,7 @@ from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter.v1 import error_reason_pb2
 from arbiter_sidecar import errors
 from arbiter_sidecar.rpc import handlers, session, status
-from tests.rpc.served import GUARD_S, LLM, Refusal, Served, refusal, report
+from tests.rpc.served import GUARD_S, Served, refusal, report
 
 HOSTILE = 'a\0b\r\nx: y\x1b[2J\N{RIGHT-TO-LEFT OVERRIDE}é🦄"\\'
 
@@ -118,7 +118,7 @@ async def test_answer_fits_into_a_header_when_everything_is_wrong(fail: Fail) ->
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refused.violations[0][0] == "reports[0].used_memory_bytes"
     named = len(refused.violations) - 1
-    assert named >= 10
+    assert named >= 3
     assert refused.violations[-1] == ("", f"and {2000 - named} more")
 
 
@@ -130,7 +130,13 @@ async def test_answer_fits_into_a_header_when_all_metadata_is_long(fail: Fail) -
 async def test_every_report_is_judged_when_all_of_a_heartbeat_are_bad(served: Served) -> None:
     lease = (await served.lease()).lease
     bad = [
-        report(lease, applied_revision=-1, outcome=pb.ReportOutcome.ValueType(9), achievable_quality=2, kv=pb.KvUsage(resident_tokens=-1))
+        report(
+            lease,
+            applied_revision=-1,
+            outcome=pb.ReportOutcome.ValueType(9),
+            achievable_quality=2,
+            kv=pb.KvUsage(resident_tokens=-1),
+        )
         for _ in range(256)
     ]
     refused = await refusal(served.calls.Heartbeat(pb.HeartbeatRequest(reports=bad), timeout=GUARD_S))
@@ -175,4 +181,3 @@ async def test_refusal_of_memory_tells_when_to_retry(served: Served) -> None:
         "available_bytes": str(4 << 30),
         "device_id": "gpu0",
     }
-    assert LLM

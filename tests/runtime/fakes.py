@@ -97,6 +97,8 @@ class FakeWatch:
     def __init__(self, *pids: int) -> None:
         self.living: dict[int, Process] = {pid: Process(pid, 10 * pid) for pid in pids}
         self.watched: dict[Process, list[Callable[[Process], None]]] = {}
+        #: Those who exit after they were identified and before they are watched.
+        self.doomed: set[int] = set()
         self.closed = False
 
     def identify(self, pid: int) -> Process | None:
@@ -105,7 +107,7 @@ class FakeWatch:
 
     def watch(self, process: Process, on_exit: Callable[[Process], None]) -> bool:
         """Remembers who wants to know; False for the dead."""
-        if self.living.get(process.pid) != process:
+        if process.pid in self.doomed or self.living.get(process.pid) != process:
             return False
         self.watched.setdefault(process, []).append(on_exit)
         return True

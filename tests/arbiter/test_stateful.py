@@ -1,0 +1,505 @@
+"""The whole core under every order of commands that a machine can think of, against an oracle that keeps its own books.
+
+The oracle knows nothing of targets or ledgers. It remembers what was promised and not yet confirmed, what was measured,
+who beat when, and which ticket was answered how; with that it can tell when bytes are promised twice, when a lease ends
+too early, when a ticket is lost, and when authority comes back from the dead.
+
+``ARBITER_STATEFUL_EXAMPLES`` and ``ARBITER_STATEFUL_STEPS`` make the search longer; without them it takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from arbiter_sidecar import errors
+from arbiter_sidecar.arbiter import effects
+from arbiter_sidecar.ledger.devices import DeviceRules
+from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.policy.quality import QualityPolicy
+from arbiter_sidecar.types import (
+    DeviceId,
+    EndReason,
+    EventKind,
+    Priority,
+    ReportOutcome,
+    Ticket,
+    Verdict,
+    WorkloadType,
+)
+from tests.arbiter.desk import LINEAR, Desk, gib, wish
+
+CARD, BOX = "gpu", "box"
+SIZES = {CARD: 16.0, BOX: 8.0}
+RULES = DeviceRules()
+PIDS = (1, 2, 3, 4)
+GUARD_S = 5.5
+
+
+@dataclass(slots=True)
+class Truth:
+    """What the oracle knows of one lease.
+
+    Attributes:
+        lease: The lease, of which it reads names, limit and measurement only.
+        promised: The most that the holder may rightly be using: everything it was told since the last confirmation.
+        beat_at: When it last gave a valid sign of life.
+        quiet_until: Until when silence was agreed.
+        revision: Of the newest directive.
+        over: It was measured above its limit since it was told.
+        residue: What is held for it after its end; ``None`` while it lives.
+        zeros: When nothing was measured of it after the end, since something was.
+        drained: Its bytes were declared gone.
+    """
+
+    lease: Lease
+    promised: int
+    beat_at: float
+    quiet_until: float
+    revision: int
+    over: bool = False
+    residue: int | None = None
+    zeros: list[float] = field(default_factory=list)
+    drained: bool = False
+
+    @property
+    def charge(self) -> int:
+        """What must be left alone for its sake."""
+        if self.drained:
+            return 0
+        if self.residue is not None:
+            return self.residue
+        return max(self.promised, self.lease.measured_bytes or 0)
+
+
+class Machine(RuleBasedStateMachine):
+    """Everything that can happen to an arbiter with a measured card and a box on which nothing is measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.truths: dict[str, Truth] = {}
+        self.waiting: dict[Ticket, float] = {}
+        self.closed: set[Ticket] = set()
+        self.fences: dict[str, int] = {}
+        self.sampled_at: float | None = None
+        self.foreign = 0
+        self.seen = 0
+        self.revision = 0
+        self.draining = False
+
+    @initialize(policy=st.sampled_from(QualityPolicy), guarded=st.booleans())
+    def begin(self, policy: QualityPolicy, guarded: bool) -> None:
+        """An arbiter with two devices."""
+        guard = GUARD_S if guarded else 0.0
+        self.desk = Desk(replace(LINEAR, policy=policy, pause_guard_s=guard, max_leases=12, max_waiting=4))
+        self.guard = guard
+        self.desk.card(SIZES[CARD], CARD)
+        self.desk.box(SIZES[BOX], BOX)
+        self.sampled_at = self.desk.now
+        self.seen = len(self.desk.effects)
+
+    # What callers do --------------------------------------------------------------------------------------------------
+
+    @rule(
+        size=st.sampled_from((0.5, 2.0, 4.0, 7.0, 9.0, 14.0, 20.0)),
+        workload=st.sampled_from(WorkloadType),
+        priority=st.sampled_from(Priority),
+        minimum=st.sampled_from((None, None, 0.0, 0.3, 0.6, 1.0)),
+        maximum=st.sampled_from((1.0, 1.0, 0.8)),
+        pids=st.sampled_from(((), (1,), (2,), (3,), (3, 4), (4,))),
+        device=st.sampled_from(("", "", CARD, BOX)),
+        request_id=st.sampled_from(("", "", "r", "s")),
+        wait=st.sampled_from((0.0, 8.0, 40.0)),
+        ttl=st.sampled_from((3.0, 12.0)),
+        window=st.sampled_from((0.0, 0.0, 20.0)),
+        delivered=st.sampled_from((True, True, True, False)),
+    )
+    def allocate(
+        self,
+        *,
+        size: float,
+        workload: WorkloadType,
+        priority: Priority,
+        minimum: float | None,
+        maximum: float,
+        pids: tuple[int, ...],
+        device: str,
+        request_id: str,
+        wait: float,
+        ttl: float,
+        window: float,
+        delivered: bool,
+    ) -> None:
+        """A request of any kind; a dry run before it leaves no trace, and an error changes nothing."""
+        request = wish(
+            "w",
+            size,
+            workload=workload,
+            priority=priority,
+            min_quality=minimum,
+            max_quality=maximum,
+            pids=pids,
+            device=device,
+            request_id=request_id,
+            wait=wait,
+            ttl=ttl,
+            window=window,
+        )
+        before = self.desk.picture()
+        try:
+            dry = self.desk.arbiter.dry_run(request, self.desk.now)
+        except errors.ArbiterError:
+            dry = None
+        assert self.desk.picture() == before
+        known = self.desk.books.by_request.get(("default", request_id))
+        try:
+            ticket = self.desk.ask(request)
+        except errors.ArbiterError:
+            assert self.desk.picture() == before
+            return
+        assert ticket not in self.waiting
+        self.waiting[ticket] = self.desk.now + wait
+        self.look()
+        if known is None:
+            assert (ticket in self.closed and ticket in self.granted) is (dry is not None and dry.fits)
+        if delivered and ticket in self.granted:
+            self.desk.arbiter.delivered(ticket)
+
+    @rule(choice=st.integers(0, 9))
+    def cancel(self, choice: int) -> None:
+        """A caller goes away, whether it has its answer or not."""
+        tickets = [*self.waiting, *self.granted]
+        if not tickets:
+            return
+        ticket = tickets[choice % len(tickets)]
+        self.desk.cancel(ticket)
+        self.waiting.pop(ticket, None)
+        self.closed.add(ticket)
+        self.look()
+
+    @precondition(lambda self: any(truth.residue is None for truth in self.truths.values()))
+    @rule(choices=st.sets(st.integers(0, 5), max_size=3), unknown=st.booleans())
+    def beat(self, choices: set[int], unknown: bool) -> None:
+        """Heartbeats by handle, of the living and of the dead."""
+        truths = list(self.truths.values())
+        chosen = [truths[choice] for choice in sorted(choices) if choice < len(truths)]
+        due = {truth.lease.handle for truth in chosen if self.dead(truth)}
+        bad = {result.handle for result in self.desk.beat(*(truth.lease for truth in chosen)) if result.lease is None}
+        assert bad == due
+        for truth in chosen:
+            if truth.lease.handle not in due:
+                self.heard(truth)
+        self.look()
+
+    @precondition(lambda self: any(truth.residue is None for truth in self.truths.values()))
+    @rule(
+        choice=st.integers(0, 5),
+        outcome=st.sampled_from(ReportOutcome),
+        lie=st.sampled_from((0, 0, 0, -1, 1)),
+        wrong_fence=st.sampled_from((False, False, False, True)),
+        achievable=st.sampled_from((None, 0.35, 0.7, 0.95, 1.0)),
+        busy=st.sampled_from((0.0, 0.0, 9.0)),
+    )
+    def report(
+        self, choice: int, outcome: ReportOutcome, lie: int, wrong_fence: bool, achievable: float | None, busy: float
+    ) -> None:
+        """A report, true or not."""
+        truth = self.pick(choice)
+        lease = truth.lease
+        dead, told, limit = self.dead(truth), lease.revision, lease.limit_bytes
+        applied = lease.applied_revision
+        result = self.desk.report(
+            lease,
+            outcome,
+            revision=told + lie,
+            fence=lease.fence + wrong_fence,
+            achievable=achievable,
+            busy=busy,
+        )
+        assert (result.verdict is Verdict.RENEWED) is not (dead or wrong_fence)
+        if result.verdict is Verdict.RENEWED:
+            self.heard(truth)
+            if busy:
+                truth.quiet_until = max(truth.quiet_until, self.desk.now + busy)
+            if lie == 0 and told > applied and outcome in (ReportOutcome.APPLIED, ReportOutcome.NONE):
+                truth.promised, truth.over = limit, False
+        self.look()
+
+    @precondition(lambda self: bool(self.truths))
+    @rule(choice=st.integers(0, 9), wrong=st.sampled_from((False, False, True)))
+    def release(self, choice: int, wrong: bool) -> None:
+        """A release, with the right fence or a wrong one, once or again."""
+        truth = self.pick(choice)
+        lease = truth.lease
+        if wrong:
+            before = self.desk.picture()
+            with pytest.raises(errors.Fenced):
+                self.desk.arbiter.release(lease.lease_id, lease.fence + 1, self.desk.now)
+            assert self.desk.picture() == before
+            return
+        assert self.desk.release(lease) is self.dead(truth)
+        assert not lease.alive
+        self.look()
+        assert self.desk.release(lease)
+
+    @rule(choice=st.integers(0, 9))
+    def confirm(self, choice: int) -> None:
+        """A stream is opened: no renewal."""
+        self.desk.arbiter.confirm([f"lease-{choice}"], self.desk.now)
+        self.desk.collect()
+        self.look()
+
+    # What the machine does --------------------------------------------------------------------------------------------
+
+    @rule(pid=st.sampled_from(PIDS))
+    def exit(self, pid: int) -> None:
+        """A process exits, perhaps not for the first time."""
+        self.desk.exit(pid)
+        self.look()
+
+    @rule(
+        shares=st.lists(st.sampled_from((0.0, 0.3, 0.9, 1.0, 1.0, 1.3, None)), min_size=4, max_size=4),
+        foreign=st.sampled_from((0.0, 0.0, 1.0, 6.0, 20.0)),
+        age=st.sampled_from((0.0, 0.0, 0.05, 3.0)),
+        blind=st.sampled_from((False, False, False, True)),
+    )
+    def observe(self, shares: list[float | None], foreign: float, age: float, blind: bool) -> None:
+        """A sample of the card: honest, lying, unreadable or late."""
+        desk = self.desk
+        held: dict[int, float | None] = {}
+        for pid, share in zip(PIDS, shares, strict=True):
+            limits = [
+                truth.lease.limit_bytes
+                for truth in self.truths.values()
+                if truth.lease.device_id == CARD and pid in truth.lease.request.pids and not truth.drained
+            ]
+            held[pid] = None if share is None else sum(limits) * share / gib(1)
+        taken_at = max(0.0, desk.now - age)
+        before = {name: truth.lease.measured_bytes for name, truth in self.truths.items()}
+        limits_before = {name: truth.lease.limit_bytes for name, truth in self.truths.items()}
+        desk.sample(held, foreign=None if blind else foreign, taken_at=taken_at, name=CARD)
+        if not blind:
+            self.sampled_at, self.foreign = taken_at, gib(foreign)
+        for name, truth in self.truths.items():
+            readable = all(held[pid] is not None for pid in truth.lease.request.pids) and truth.lease.request.pids
+            if truth.lease.device_id != CARD or truth.drained:
+                continue
+            if not readable:
+                assert truth.lease.measured_bytes == before[name], "not knowing is no measurement"
+            elif truth.residue is None:
+                self.measured(truth, limits_before[name])
+            elif taken_at >= truth.lease.ended_at:
+                self.measured_after_end(truth, taken_at)
+        self.look()
+
+    @rule()
+    def sample_failed(self) -> None:
+        """The driver does not answer."""
+        self.desk.arbiter.sample_failed(DeviceId(CARD), "no answer", self.desk.now)
+        self.desk.collect()
+        self.look()
+
+    @rule(seconds=st.sampled_from((0.1, 0.25, 1.0, 1.0, 2.5, 5.0, 6.0, 31.0)))
+    def advance(self, seconds: float) -> None:
+        """Time passes; what is due by then is done, however long the arbiter was away."""
+        now = self.desk.now + seconds
+        if self.guard and seconds > self.guard and any(truth.residue is None for truth in self.truths.values()):
+            for truth in self.truths.values():
+                truth.beat_at += seconds
+                truth.quiet_until += seconds
+        self.desk.at(now)
+        self.look()
+        due = self.desk.arbiter.next_deadline()
+        assert due is None or due > now
+        assert all(not self.dead(truth) for truth in self.truths.values() if truth.residue is None)
+        assert all(deadline > now for deadline in self.waiting.values() if deadline <= self.patience())
+
+    @precondition(lambda self: not self.draining and len(self.truths) > 8)
+    @rule()
+    def drain(self) -> None:
+        """The server goes away."""
+        self.desk.arbiter.drain(self.desk.now)
+        self.draining = True
+        self.desk.collect()
+        self.look()
+        assert not self.waiting
+
+    # The oracle -------------------------------------------------------------------------------------------------------
+
+    @property
+    def granted(self) -> list[Ticket]:
+        """The tickets that were answered with a lease, and whose callers were not heard of since."""
+        return [
+            ticket
+            for ticket, outcomes in self.desk.outcomes.items()
+            if isinstance(outcomes[0], effects.Granted) and ticket in self.desk.books.undelivered
+        ]
+
+    def pick(self, choice: int) -> Truth:
+        """One of the newest leases."""
+        truths = list(self.truths.values())[-6:]
+        return truths[choice % len(truths)]
+
+    def patience(self) -> float:
+        """Until when deadlines are known: who joins a request waits as long as the most patient of its callers."""
+        joined = [waiter for waiter in self.desk.books.queue if len(waiter.tickets) > 1]
+        return -1.0 if joined else float("inf")
+
+    def dead(self, truth: Truth) -> bool:
+        """Whether a lease has ended, or must be taken to have."""
+        deadline = max(truth.beat_at + truth.lease.request.ttl_s, truth.quiet_until)
+        return truth.residue is not None or deadline <= self.desk.now
+
+    def heard(self, truth: Truth) -> None:
+        """A valid heartbeat."""
+        truth.beat_at = self.desk.now
+
+    def measured(self, truth: Truth, limit: int) -> None:
+        """A living lease was measured: a fall to its limit confirms that."""
+        found = truth.lease.measured_bytes
+        assert found is not None
+        if found > limit:
+            truth.over = True
+        elif truth.over:
+            truth.over, truth.promised = False, limit
+
+    def measured_after_end(self, truth: Truth, taken_at: float) -> None:
+        """An ended lease was measured: only what is seen counts, and nothing is believed only after a while."""
+        found = truth.lease.measured_bytes
+        assert found is not None
+        if found > 0:
+            truth.residue, truth.zeros = found, []
+        else:
+            truth.zeros.append(taken_at)
+
+    def look(self) -> None:
+        """Takes in the effects since the last look; grants and rises must have had their bytes."""
+        fresh, self.seen = self.desk.effects[self.seen :], len(self.desk.effects)
+        for effect in fresh:
+            if isinstance(effect, effects.Ended):
+                self.ended(effect.lease)
+        for effect in fresh:
+            if isinstance(effect, effects.Drained):
+                self.gone(effect.lease)
+        promised_on: set[str] = set()
+        for effect in fresh:
+            if isinstance(effect, effects.Opened):
+                promised_on.add(self.opened(effect.lease))
+            elif isinstance(effect, effects.DirectiveChanged):
+                promised_on |= self.told(effect.lease)
+            elif isinstance(effect, effects.Granted | effects.Refused):
+                self.answered(effect)
+            elif isinstance(effect, effects.Happened) and effect.kind is EventKind.REQUEST_FAILED:
+                assert effect.fields["reason"]
+        for name in promised_on:
+            self.had_room(name)
+
+    def opened(self, lease: Lease) -> str:
+        """A new lease: a new fence, and a promise."""
+        assert lease.fence > self.fences.get(lease.device_id, 0)
+        self.fences[lease.device_id] = lease.fence
+        assert lease.lease_id not in self.truths
+        now, window = self.desk.now, lease.request.startup_window_s
+        self.truths[lease.lease_id] = Truth(lease, lease.limit_bytes, now, now + window, lease.revision)
+        assert not self.draining
+        return lease.device_id
+
+    def told(self, lease: Lease) -> set[str]:
+        """A directive: newer than every earlier one of the lease; a rise is a promise too."""
+        truth = self.truths[lease.lease_id]
+        rises = truth.residue is None and lease.limit_bytes > truth.promised
+        if lease.revision > truth.revision:
+            truth.revision = lease.revision
+            truth.over = lease.measured_bytes is not None and lease.measured_bytes > lease.limit_bytes
+            truth.promised = max(truth.promised, lease.limit_bytes)
+        assert lease.revision == truth.revision
+        return {lease.device_id} if rises else set()
+
+    def answered(self, effect: effects.Granted | effects.Refused) -> None:
+        """A ticket gets one answer, and none after its caller has gone."""
+        assert effect.ticket not in self.closed
+        del self.waiting[effect.ticket]
+        self.closed.add(effect.ticket)
+        if isinstance(effect, effects.Granted):
+            assert effect.lease.lease_id in self.truths
+        elif isinstance(effect.error, errors.WaitTimeout):
+            assert int(effect.error.metadata()["waited_ms"]) > 0
+
+    def ended(self, lease: Lease) -> None:
+        """An end: once, for a reason, not before its time; and not a byte comes free."""
+        truth = self.truths.get(lease.lease_id)
+        if truth is None:
+            # It came and went within one command: nobody ever heard of it.
+            self.opened(lease)
+            truth = self.truths[lease.lease_id]
+        assert truth.residue is None
+        assert lease.end_reason is not EndReason.NONE
+        if lease.end_reason is EndReason.EXPIRED:
+            assert self.dead(truth), "no lease ends by time before its time"
+        truth.residue = truth.charge
+
+    def gone(self, lease: Lease) -> None:
+        """Bytes are declared gone: measured so, or held for the lock delay."""
+        truth = self.truths[lease.lease_id]
+        assert not truth.drained
+        if lease.device_id == CARD and lease.request.pids:
+            assert len(truth.zeros) >= RULES.zero_samples
+            assert truth.zeros[-1] - truth.zeros[0] >= RULES.zero_span_s
+        else:
+            assert self.desk.now >= lease.ended_at + max(RULES.lock_delay_s, 2 * lease.request.ttl_s)
+        truth.drained = True
+
+    def had_room(self, name: str) -> None:
+        """Whoever was promised something: with all that was promised, measured and foreign, it fits."""
+        charges = sum(truth.charge for truth in self.truths.values() if truth.lease.device_id == name)
+        foreign = self.foreign if name == CARD else 0
+        assert charges + foreign <= gib(SIZES[name])
+        if name == CARD:
+            assert self.sampled_at is not None
+            assert self.desk.now - self.sampled_at <= RULES.freeze_after_s, "nothing is promised blindly"
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        """Every ticket is answered, gone or waiting; every lease is what the oracle takes it to be."""
+        queue = self.desk.books.queue
+        assert all(queue.of(ticket) is not None for ticket in self.waiting)
+        assert queue.callers == len(self.waiting)
+        assert all(len(outcomes) == 1 for outcomes in self.desk.outcomes.values())
+        for truth in self.truths.values():
+            lease = truth.lease
+            assert lease.alive is (truth.residue is None)
+            assert lease.elastic.min_quality <= lease.quality <= lease.elastic.max_quality
+            assert lease.request.max_quality >= lease.quality
+            if lease.alive:
+                assert lease.charged_bytes == truth.promised
+                assert lease.limit_bytes == lease.elastic.bytes_at(lease.quality)
+        for name in SIZES:
+            book = self.desk.device(name)
+            mine = [truth for truth in self.truths.values() if truth.lease.device_id == name]
+            assert book.residue_bytes == sum(truth.charge for truth in mine if truth.residue is not None)
+            assert book.accounted_bytes == sum(truth.charge for truth in mine if truth.residue is None)
+            assert book.ceiling_bytes <= book.facts.capacity_bytes - book.foreign_bytes or book.ceiling_bytes == 0
+        assert self.desk.books.revision >= self.revision
+        self.revision = self.desk.books.revision
+
+    @invariant()
+    def nobody_is_raised_out_of_turn(self) -> None:
+        """Requests are granted in the order of their arrival on each device."""
+        arrivals = [waiter.arrival for waiter in self.desk.books.queue]
+        assert arrivals == sorted(arrivals)
+
+
+TestMachine = pytest.mark.filterwarnings("default")(Machine.TestCase)
+TestMachine.settings = settings(
+    max_examples=int(os.environ.get("ARBITER_STATEFUL_EXAMPLES", "30")),
+    stateful_step_count=int(os.environ.get("ARBITER_STATEFUL_STEPS", "40")),
+    derandomize="ARBITER_STATEFUL_EXAMPLES" not in os.environ,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
