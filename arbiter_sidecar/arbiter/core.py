@@ -169,10 +169,12 @@ class Arbiter:
         now = self._enter(now)
         if self.books.draining:
             raise errors.ShuttingDown()
-        prospects = [
-            admission.prospect(self.books, each, request, now) for each in admission.eligible(self.books, request)
-        ]
-        best = max(prospects, key=lambda each: each.rank)
+        able = admission.eligible(self.books, request)
+        open_to_all = [device for device in able if not device.awaited]
+        best = max(
+            (admission.prospect(self.books, device, request, now) for device in open_to_all or able),
+            key=lambda each: each.rank,
+        )
         if not best.feasible or best.frozen:
             raise admission.refusal(best, request)
         return Dry(

@@ -38,6 +38,11 @@ class ArbiterServicer:
         self._max_streams = max_streams
         self._streams = 0
 
+    @property
+    def sessions(self) -> int:
+        """How many sessions are open."""
+        return len(self._sessions)
+
     def handler(self) -> grpc.GenericRpcHandler:
         """Everything this service answers."""
         return handlers.service(
@@ -55,14 +60,15 @@ class ArbiterServicer:
         )
 
     def close(self) -> None:
-        """Ends the sessions, politely."""
+        """Ends the sessions and the quality streams, politely."""
         self._sessions.close()
+        self._subscriptions.close()
 
     async def _allocate(self, message: pb.AllocateRequest, context: Context) -> pb.AllocateResponse:
         return await self._calls.allocate(message, context.time_remaining())
 
     async def _heartbeat(self, message: pb.HeartbeatRequest, _: Context) -> pb.HeartbeatResponse:
-        return self._calls.heartbeat(message)
+        return self._calls.heartbeat(self._calls.beat(message))
 
     async def _release(self, message: pb.ReleaseRequest, _: Context) -> pb.ReleaseResponse:
         return self._calls.release(message)
@@ -95,7 +101,7 @@ class ArbiterServicer:
             raw = self._subscriptions.message(subscriber)
             if raw is not None:
                 await context.write(raw)
-            if not subscriber.lease_ids and not subscriber.news.is_set():
+            if subscriber.finished or not (subscriber.lease_ids or subscriber.news.is_set()):
                 return
             await asyncio.sleep(MIN_INTERVAL_S)
 

@@ -6,6 +6,7 @@ import math
 
 from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter_sidecar import errors
+from arbiter_sidecar.requests import Beat
 from arbiter_sidecar.rpc import convert, render
 from arbiter_sidecar.rpc.convert import LeaseTimes
 from arbiter_sidecar.runtime import Runtime
@@ -57,9 +58,12 @@ class Calls:
             lease=found, directive=found.directive, already_granted=True, server_epoch=self.runtime.epoch
         )
 
-    def heartbeat(self, message: pb.HeartbeatRequest) -> pb.HeartbeatResponse:
+    def beat(self, message: pb.HeartbeatRequest) -> Beat:
+        """A checked heartbeat, of which nothing has been carried out yet."""
+        return convert.beat(message, epoch=self.runtime.epoch)
+
+    def heartbeat(self, beat: Beat) -> pb.HeartbeatResponse:
         """Renews leases and takes reports in."""
-        beat = convert.beat(message, epoch=self.runtime.epoch)
         outcome = self.runtime.heartbeat(beat)
         return self.renderer.beat(
             outcome,
@@ -70,11 +74,11 @@ class Calls:
         )
 
     def _interval(self, handles: tuple[int, ...], lease_ids: list[LeaseId]) -> float:
-        """A third of the shortest time to live among the leases named; of the default where none is known."""
+        """A third of the shortest time to live among the living leases named; of the default where there is none."""
         leases = self.runtime.books.leases
         known = [lease for handle in handles if (lease := leases.by_handle(handle)) is not None]
         known += [lease for lease_id in lease_ids if (lease := leases.get(lease_id)) is not None]
-        shortest = min((lease.ttl_s for lease in known), default=self._times.ttl_default_s)
+        shortest = min((lease.ttl_s for lease in known if lease.alive), default=self._times.ttl_default_s)
         return shortest * render.INTERVAL_SHARE
 
     def release(self, message: pb.ReleaseRequest) -> pb.ReleaseResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import Sequence
@@ -73,10 +74,21 @@ class Server:
         runtime.feed(subscriptions)
         calls = Calls(runtime, renderer, times)
         self._runtime = runtime
+        self._subscriptions = subscriptions
         self._arbiter = ArbiterServicer(calls, subscriptions, max_streams=limits.streams, max_sessions=limits.sessions)
         self._state = StateServicer(runtime, renderer, tuple(notes))
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
+
+    @property
+    def subscribers(self) -> int:
+        """How many streams and sessions hear of leases."""
+        return len(self._subscriptions)
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions are open."""
+        return self._arbiter.sessions
 
     async def listen_unix(self, path: Path) -> None:
         """Serves on a Unix socket that only the owner and the group may use.
@@ -127,7 +139,7 @@ class Server:
         self._runtime.drain()
 
     async def stop(self, grace_s: float) -> None:
-        """Ends the streams, then the servers."""
+        """Ends the streams, then the servers; what has not ended after the grace is cut."""
         self._arbiter.close()
-        for server in self._servers:
-            await server.stop(grace_s)
+        self._state.close()
+        await asyncio.gather(*(server.stop(grace_s) for server in self._servers))

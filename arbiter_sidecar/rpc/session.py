@@ -52,7 +52,7 @@ class Sessions:
             del self._by_worker[session.worker]
 
     def claim(self, session: Session, worker: str, incarnation: int) -> None:
-        """A session speaks for a worker from now on; the one that did before is told so.
+        """A session speaks for this worker from now on, and for no other; the one that did before is told so.
 
         Raises:
             SessionMoved: A higher incarnation of the worker has a session.
@@ -62,6 +62,8 @@ class Sessions:
             if held[0] > incarnation:
                 raise SessionMoved(worker=worker)
             held[1].move_away()
+        if session.worker not in ("", worker):
+            del self._by_worker[session.worker]
         session.worker = worker
         self._by_worker[worker] = (incarnation, session)
 
@@ -105,7 +107,9 @@ class Session:
             done, _ = await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
             if reading in done and writing not in done:
                 reading.result()
-                await asyncio.gather(*self._allocating)
+                # The writer ends early when the session moves away; then nobody waits for the answers any more.
+                answers = asyncio.gather(*self._allocating)
+                await asyncio.wait((answers, writing), return_when=asyncio.FIRST_COMPLETED)
                 self.finish()
                 await writing
         finally:
@@ -164,6 +168,9 @@ class Session:
     async def _read(self, requests: AsyncIterator[bytes]) -> None:
         async for raw in requests:
             await self._room.wait()
+            if self._failure is not None:
+                # Another session speaks for the worker; what this one still says must not take it back.
+                return
             request = handlers.parse(pb.SessionRequest, raw)
             try:
                 self._take(request)
@@ -175,11 +182,12 @@ class Session:
     def _take(self, request: pb.SessionRequest) -> None:
         correlation_id, kind = request.correlation_id, request.WhichOneof("request")
         if kind == "heartbeat":
-            beat = request.heartbeat
+            beat = self._calls.beat(request.heartbeat)
             if beat.worker:
                 self._sessions.claim(self, beat.worker, beat.incarnation)
             answer = self._calls.heartbeat(beat)
-            self._send(pb.SessionResponse(correlation_id=correlation_id, heartbeat=answer))
+            if correlation_id:
+                self._send(pb.SessionResponse(correlation_id=correlation_id, heartbeat=answer))
         elif kind == "allocate":
             if len(self._allocating) >= MAX_ALLOCATING:
                 raise errors.QueueFull(f"{MAX_ALLOCATING} Allocate messages of this session wait already")
@@ -188,7 +196,8 @@ class Session:
             task.add_done_callback(self._allocating.discard)
         elif kind == "release":
             released = self._calls.release(request.release)
-            self._send(pb.SessionResponse(correlation_id=correlation_id, release=released))
+            if correlation_id:
+                self._send(pb.SessionResponse(correlation_id=correlation_id, release=released))
         elif kind == "subscribe":
             self._subscribe(correlation_id, request.subscribe)
         elif kind is None:

@@ -48,6 +48,10 @@ class StateServicer:
             },
         )
 
+    def close(self) -> None:
+        """Ends the streams of events, politely."""
+        self._runtime.events.close()
+
     async def _get_state(self, message: pb.GetStateRequest, _: Context) -> pb.GetStateResponse:
         books, now = self._runtime.books, self._runtime.clock.now()
 
@@ -182,7 +186,7 @@ class StateServicer:
         try:
             # Headers at once, so that a caller knows that it is watching before anything happens.
             await context.send_initial_metadata(())
-            while True:
+            while not watcher.closed:
                 missed, events = await watcher.next()
                 wanted = [each for each in events if message.namespace in ("", each.happened.namespace)]
                 if missed:

@@ -19,14 +19,15 @@ class Subscriber:
     Attributes:
         lease_ids: The leases it still hears of.
         news: Set while there is something to send.
+        finished: The server ends the stream once that is sent.
     """
 
     def __init__(self) -> None:
         self.lease_ids: dict[str, None] = {}
         self.news = asyncio.Event()
+        self.finished = False
         self._changed: dict[str, Lease] = {}
         self._ended: dict[str, int] = {}
-        self._draining = False
         self._announce = False
 
     def changed(self, lease: Lease) -> None:
@@ -41,23 +42,29 @@ class Subscriber:
         self._ended[lease_id] = end_reason
         self.news.set()
 
-    def draining(self) -> None:
-        """The server goes away."""
-        self._draining = True
+    def finish(self) -> None:
+        """Nothing will come any more."""
+        self.finished = True
         self.news.set()
+
+    def forget(self) -> None:
+        """What was not sent yet of former leases is of no interest any more."""
+        self.lease_ids.clear()
+        self._changed.clear()
+        self._ended = {}
 
     def announce(self) -> None:
         """A message is due even when it says nothing new."""
         self._announce = True
         self.news.set()
 
-    def take(self) -> tuple[list[Lease], dict[str, int], bool] | None:
-        """What is to be sent: changed leases, ended ones, whether the server drains; ``None`` when there is nothing."""
+    def take(self) -> tuple[list[Lease], dict[str, int]] | None:
+        """What is to be sent: changed leases and ended ones; ``None`` when there is nothing."""
         self.news.clear()
-        if not (self._changed or self._ended or self._draining or self._announce):
+        if not (self._changed or self._ended or self._announce):
             return None
-        taken = list(self._changed.values()), self._ended, self._draining
-        self._changed, self._ended, self._draining, self._announce = {}, {}, False, False
+        taken = list(self._changed.values()), self._ended
+        self._changed, self._ended, self._announce = {}, {}, False
         return taken
 
 
@@ -105,8 +112,6 @@ class Subscriptions:
             else:
                 subscriber.ended(lease_id, known.end_reason)
         subscriber.announce()
-        if self._runtime.books.draining:
-            subscriber.draining()
         self._runtime.confirm(subscriber.lease_ids)
 
     def join(self, subscriber: Subscriber, lease_id: str) -> None:
@@ -127,7 +132,12 @@ class Subscriptions:
             if not listeners:
                 del self._by_lease[lease_id]
                 self._chunks.pop(lease_id, None)
-        subscriber.lease_ids.clear()
+        subscriber.forget()
+
+    def close(self) -> None:
+        """Ends every stream when what it has to say is sent."""
+        for subscriber in self._all:
+            subscriber.finish()
 
     # Feed of the runtime ----------------------------------------------------------------------------------------------
 
@@ -145,7 +155,7 @@ class Subscriptions:
     def draining(self) -> None:
         """The server goes away."""
         for subscriber in self._all:
-            subscriber.draining()
+            subscriber.announce()
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -158,7 +168,7 @@ class Subscriptions:
         taken = subscriber.take()
         if taken is None:
             return None
-        changed, ended, draining = taken
+        changed, ended = taken
         header = pb.StreamQualityResponse(
             server_epoch=self._runtime.epoch,
             revision=self._runtime.books.revision,
@@ -166,7 +176,7 @@ class Subscriptions:
                 pb.EndedLease(lease_id=lease_id, end_reason=lease_pb2.EndReason.ValueType(reason))
                 for lease_id, reason in ended.items()
             ],
-            draining=draining,
+            draining=self._runtime.books.draining,
         )
         return header.SerializeToString() + b"".join(self._chunk(lease) for lease in changed)
 

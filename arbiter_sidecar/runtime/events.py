@@ -31,13 +31,18 @@ class AuditEvent:
 
 
 class Watcher:
-    """One reader of the log. Slow readers lose events and are told how many, the arbiter never waits for them."""
+    """One reader of the log. Slow readers lose events and are told how many, the arbiter never waits for them.
 
-    def __init__(self, backlog: Iterable[AuditEvent]) -> None:
+    Attributes:
+        closed: No more events will come.
+    """
+
+    def __init__(self, backlog: Iterable[AuditEvent], missed: int = 0) -> None:
+        self.closed = False
         self._events: deque[AuditEvent] = deque(backlog)
-        self._missed = 0
+        self._missed = missed
         self._news = asyncio.Event()
-        if self._events:
+        if self._events or missed:
             self._news.set()
 
     def put(self, event: AuditEvent) -> None:
@@ -46,6 +51,11 @@ class Watcher:
             self._events.popleft()
             self._missed += 1
         self._events.append(event)
+        self._news.set()
+
+    def close(self) -> None:
+        """Lets the reader have what there is, and go."""
+        self.closed = True
         self._news.set()
 
     async def next(self) -> tuple[int, list[AuditEvent]]:
@@ -75,12 +85,25 @@ class EventLog:
         return event
 
     def watch(self, after_sequence: int) -> Watcher:
-        """A new watcher; starts after an event that is still remembered, or with new ones when that is 0."""
-        backlog = [event for event in self._events if event.sequence > after_sequence] if after_sequence > 0 else []
-        watcher = Watcher(backlog[-BACKLOG:])
+        """A new watcher; starts after this event, or with new ones when that is 0.
+
+        What is not remembered any more, or is more than a watcher may fall behind, counts as missed.
+        """
+        backlog: list[AuditEvent] = []
+        missed = 0
+        if after_sequence > 0:
+            backlog = [event for event in self._events if event.sequence > after_sequence][-BACKLOG:]
+            first = backlog[0].sequence if backlog else self.sequence + 1
+            missed = max(0, first - after_sequence - 1)
+        watcher = Watcher(backlog, missed)
         self._watchers.add(watcher)
         return watcher
 
     def unwatch(self, watcher: Watcher) -> None:
         """The watcher has gone."""
         self._watchers.discard(watcher)
+
+    def close(self) -> None:
+        """Ends every watcher when it has read what there is."""
+        for watcher in self._watchers:
+            watcher.close()

@@ -260,7 +260,10 @@ def test_a_closed_pipe_ends_it_quietly(server: ScriptedServer) -> None:
 
 def test_ctrl_c_ends_it_quietly(server: ScriptedServer) -> None:
     server.script.events.append(state_service_pb2.Event(sequence=1))
+    # Tests that run in the background ignore the signal, and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(server, "watch")
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     assert "#1" in process.stdout.readline()
     process.send_signal(signal.SIGINT)

@@ -19,6 +19,7 @@ from arbiter_client import beater_process
 from tests.client.scripted_server import GUARD_S, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from tests.client.scripted_server import ScriptedServer
@@ -66,7 +67,18 @@ class Worker:
 
 
 def beater_of(pid: int) -> int:
-    """The beater process that ``pid`` has spawned."""
+    """The beater process that ``pid`` has spawned; its command line appears a moment after it started."""
+    found: list[int] = []
+
+    def look() -> bool:
+        found[:] = find_beaters(pid)
+        return bool(found)
+
+    until(look)
+    return found[0]
+
+
+def find_beaters(pid: int) -> Iterator[int]:
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(status.read_text().rpartition(")")[2].split()[1])
@@ -75,8 +87,7 @@ def beater_of(pid: int) -> int:
             # It ended while we looked.
             continue
         if parent == pid and "arbiter_client.beater" in command:
-            return int(status.parent.name)
-    raise AssertionError(f"{pid} has no beater")
+            yield int(status.parent.name)
 
 
 def is_running(pid: int) -> bool:
@@ -175,6 +186,21 @@ def test_closing_a_client_in_process_mode_ends_the_beater(server: ScriptedServer
     client.close()
     assert not is_running(beater)
     assert len(server.releases) == 1
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_program_that_closes_nothing_still_ends(server: ScriptedServer, mode: str) -> None:
+    program = (
+        "import sys, arbiter_client\n"
+        f"client = arbiter_client.connect_blocking({server.address!r}, heartbeat_mode={mode!r})\n"
+        "lease = client.lease('w', memory=1, workload_type='llm').acquire()\n"
+        "print(lease.lease_id)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=GUARD_S, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("lease-1\n", "", 0)
 
 
 def test_max_silence_has_bounds() -> None:

@@ -62,11 +62,11 @@ def test_give_up_waits_for_the_patience_after_trouble_or_asking() -> None:
     asked = allocation(asked_at=105.0)
     waiting.begin(asked)
     assert waiting.due(connected=False, troubled_since=100.0) == 115.0
-    waiting.give_up(114.9, 100.0, GONE)
+    waiting.give_up(114.9, 100.0, lambda: GONE)
     assert not asked.future.done()
-    waiting.give_up(115.0, None, GONE)
+    waiting.give_up(115.0, None, lambda: GONE)
     assert not asked.future.done()
-    waiting.give_up(115.0, 100.0, GONE)
+    waiting.give_up(115.0, 100.0, lambda: GONE)
     assert asked.future.exception() is GONE
 
 
@@ -77,7 +77,7 @@ def test_give_up_forgets_a_cancelled_request_that_was_never_sent() -> None:
     for asked in (never, sent):
         waiting.begin(asked)
         asked.future.cancel()
-    waiting.give_up(101.0, None, GONE)
+    waiting.give_up(101.0, None, lambda: GONE)
     assert list(waiting) == [sent]
     waiting.disconnected()
     assert len(waiting) == 0
@@ -91,7 +91,7 @@ def test_returns_are_given_up_at_their_own_time() -> None:
     assert waiting.due(connected=True, troubled_since=None) == 105.0
     waiting.fail_allocations(GONE)
     assert waiting.returns == 1
-    waiting.give_up(105.0, None, GONE)
+    waiting.give_up(105.0, None, lambda: GONE)
     assert giving.future.exception() is GONE
     assert waiting.returns == 0
 

@@ -23,7 +23,7 @@ from arbiter_sidecar.ports import Clock
 from arbiter_sidecar.rpc.convert import LeaseTimes
 from arbiter_sidecar.rpc.server import Limits, Server
 from arbiter_sidecar.runtime import Runtime, SamplingRates
-from arbiter_sidecar.types import GIB, WorkloadType
+from arbiter_sidecar.types import GIB, DirectiveReason, WorkloadType
 from tests.runtime.fakes import FakeProbe, FakeWatch, at_once, facts
 
 #: Seconds; a guard against hanging, far above what anything here takes.
@@ -112,6 +112,15 @@ class Served:
         channel = grpc.aio.insecure_channel(f"unix:{self.path}", options=[own, *options])
         self._channels.append(channel)
         return channel
+
+    def announce(self, lease_id: str) -> None:
+        """Gives a lease a new directive that says what the last one said."""
+        books = self.arbiter.books
+        lease = books.leases.get(lease_id)
+        assert lease is not None
+        books.announce(lease, DirectiveReason.CONFIG)
+        # Any command carries the effects out.
+        self.runtime.confirm(())
 
     def raw(self, method: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
         """A unary call that takes whatever bytes it gets."""

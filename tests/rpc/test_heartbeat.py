@@ -14,7 +14,7 @@ from arbiter.v1 import lease_pb2
 from arbiter_sidecar.arbiter import ArbiterConfig
 from arbiter_sidecar.rpc.convert import LeaseTimes
 from arbiter_sidecar.types import GIB, WorkloadType
-from tests.rpc.served import EPOCH, GUARD_S, Serve, Served, Setting, applied, refusal, report
+from tests.rpc.served import EPOCH, Serve, Served, Setting, applied, refusal, report
 from tests.runtime.fakes import FakeClock, until
 
 #: Ended leases keep their bytes for long, so that they do not become memories while a test looks at them.
@@ -139,9 +139,7 @@ async def test_directive_is_repeated_when_it_is_deferred_and_withdrawn_when_it_i
     assert lower.quality < 1.0
     deferred = report(lease, applied_revision=lower.revision, outcome=pb.REPORT_OUTCOME_DEFERRED)
     assert (await served.beat(reports=[deferred])).results[0].directive == lower
-    refused = report(
-        lease, applied_revision=lower.revision, outcome=pb.REPORT_OUTCOME_REFUSED, achievable_quality=0.99
-    )
+    refused = report(lease, applied_revision=lower.revision, outcome=pb.REPORT_OUTCOME_REFUSED, achievable_quality=0.99)
     [answer] = (await served.beat(reports=[refused])).results
     assert answer.directive.quality == 0.99
     assert answer.directive.revision > lower.revision
@@ -196,9 +194,7 @@ async def test_nobody_is_renewed_when_one_report_is_malformed(
     clock.advance(1.0)
     before = await served.state()
     bad = pb.HeartbeatRequest.Report(**{"lease_id": lease.lease_id, "fence": lease.fence, **changes})
-    refused = await refusal(
-        served.beat(worker="w", sequence=1, handles=[lease.handle], reports=[report(lease), bad])
-    )
+    refused = await refusal(served.beat(worker="w", sequence=1, handles=[lease.handle], reports=[report(lease), bad]))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, {f"reports[1].{field}"})
     assert await served.state() == before
     # Not even its place in the order was taken.
@@ -251,16 +247,3 @@ async def test_answer_tells_that_the_server_drains(served: Served) -> None:
     beat = await served.beat(handles=[lease.handle])
     assert beat.draining
     assert beat.results[0].verdict == pb.VERDICT_RENEWED
-
-
-async def test_silence_is_not_allowed_when_no_process_can_be_seen(serve: Serve) -> None:
-    clock = FakeClock()
-    served = await serve(Setting(clock=clock, core=LASTING, pids=(42,)))
-    seen, unseen = (await served.lease(pids=[42])).lease, (await served.lease(pids=[43])).lease
-    busy = duration_pb2.Duration(seconds=600)
-    await served.beat(reports=[report(seen, busy_for=busy), report(unseen, busy_for=busy)])
-    clock.advance(599.0)
-    beat = await served.calls.Heartbeat(
-        pb.HeartbeatRequest(handles=[seen.handle, unseen.handle]), timeout=GUARD_S
-    )
-    assert [result.verdict for result in beat.results] == [pb.VERDICT_RENEWED, pb.VERDICT_FENCED]

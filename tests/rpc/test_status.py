@@ -83,7 +83,7 @@ async def test_error_arrives_whole_when_it_is_raised(fail: Fail, kind: type[erro
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_reason_is_in_the_contract_when_an_error_has_one(kind: type[errors.ArbiterError]) -> None:
-    assert f"ERROR_REASON_{kind.reason}" in error_reason_pb2.ErrorReason.keys()
+    assert f"ERROR_REASON_{kind.reason}" in dict(error_reason_pb2.ErrorReason.items())
     assert kind.reason != "UNSPECIFIED"
 
 
@@ -129,16 +129,8 @@ async def test_answer_fits_into_a_header_when_all_metadata_is_long(fail: Fail) -
 
 async def test_every_report_is_judged_when_all_of_a_heartbeat_are_bad(served: Served) -> None:
     lease = (await served.lease()).lease
-    bad = [
-        report(
-            lease,
-            applied_revision=-1,
-            outcome=pb.ReportOutcome.ValueType(9),
-            achievable_quality=2,
-            kv=pb.KvUsage(resident_tokens=-1),
-        )
-        for _ in range(256)
-    ]
+    outcome = pb.ReportOutcome.ValueType(9)
+    bad = [report(lease, applied_revision=-1, outcome=outcome, achievable_quality=2.0) for _ in range(256)]
     refused = await refusal(served.calls.Heartbeat(pb.HeartbeatRequest(reports=bad), timeout=GUARD_S))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert {"reports[0].applied_revision", "reports[0].outcome", "reports[0].achievable_quality"} <= refused.fields

@@ -101,20 +101,22 @@ class BeaterProcess:
         with self._lock:
             self._read()
 
-    def close(self) -> None:
-        """Lets the process end, and makes it end if it does not."""
+    def close(self, patience: float = EXIT_PATIENCE_S) -> None:
+        """Lets the process end, and makes it end if it has not after ``patience`` seconds; may be called again."""
         with self._lock:
             self._fail("closed")
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
                     pipe.close()
         try:
-            self._process.wait(EXIT_PATIENCE_S)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
     def _tell(self, line: dict[str, int | float | str]) -> None:
+        if self.failure:
+            return
         self._unsent += json.dumps(line, separators=(",", ":")).encode() + b"\n"
         self._flush()
 

@@ -54,7 +54,8 @@ def _run(options: argparse.Namespace, out: TextIO) -> int:
         command(source.calls, options, out)
     except errors.ArbiterClientError as error:
         name = f" [{error.reason}]" if error.reason else ""
-        print(f"arbiter: {error.message}{name} (asked {target})", file=sys.stderr)
+        asked = "" if target in error.message else f" (asked {target})"
+        print(f"arbiter: {error.message}{name}{asked}", file=sys.stderr)
         return 1
     finally:
         source.close()

@@ -13,7 +13,7 @@ from arbiter_client import keepalive
 from arbiter_client.errors import ArbiterClientError, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from arbiter.v1 import arbiter_service_pb2
     from arbiter_client.holding import Holding
@@ -153,13 +153,13 @@ class Waiting:
             self.done(asked)
             asked.fail(error)
 
-    def give_up(self, now: float, troubled_since: float | None, error: ArbiterClientError) -> None:
+    def give_up(self, now: float, troubled_since: float | None, why: Callable[[], ArbiterClientError]) -> None:
         """Fails what has waited long enough for an arbiter that does not answer.
 
         Args:
             now: Now.
             troubled_since: Since when nothing was heard in spite of a failed attempt; ``None`` while all is well.
-            error: What they are told.
+            why: Makes what they are told.
         """
         for asked in list(self):
             if isinstance(asked, Return):
@@ -171,7 +171,7 @@ class Waiting:
                 over = troubled_since is not None and now >= self._end_of_patience(asked, troubled_since)
             if over:
                 self.done(asked)
-                asked.fail(error)
+                asked.fail(why())
 
     def due(self, *, connected: bool, troubled_since: float | None) -> float | None:
         """When something here next needs attention."""

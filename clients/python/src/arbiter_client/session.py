@@ -73,7 +73,7 @@ class Session(Generic[About]):
     def trouble(self) -> errors.ArbiterClientError:
         """What to tell those who waited for an arbiter that does not answer."""
         if isinstance(self._trouble, errors.ArbiterUnreachable):
-            return self._trouble
+            return errors.ArbiterUnreachable(self._trouble.message, metadata=self._trouble.metadata)
         return errors.ArbiterUnreachable.at(self._source.address, str(self._trouble or "no answer"))
 
     def open(self, now: float, on_response: OnResponse, on_end: OnEnd) -> None:
