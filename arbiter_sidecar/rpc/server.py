@@ -8,11 +8,13 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from arbiter_sidecar.rpc import symbols
 from arbiter_sidecar.rpc.arbiter_servicer import ArbiterServicer
 from arbiter_sidecar.rpc.calls import Calls
 from arbiter_sidecar.rpc.convert import LeaseTimes
@@ -20,6 +22,9 @@ from arbiter_sidecar.rpc.render import Renderer
 from arbiter_sidecar.rpc.state_servicer import StateServicer
 from arbiter_sidecar.rpc.subscriptions import Subscriptions
 from arbiter_sidecar.runtime import Runtime
+
+if TYPE_CHECKING:
+    from google.protobuf import descriptor_pool
 
 #: Largest request: a heartbeat with everything in it is half of this.
 MAX_REQUEST_BYTES = 64 * 1024
@@ -115,7 +120,8 @@ class Server:
         server = grpc.aio.server(options=OPTIONS)
         server.add_generic_rpc_handlers((self._arbiter.handler(), self._state.handler()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*self._services(), reflection.SERVICE_NAME), server)
+        pool = cast("descriptor_pool.DescriptorPool", symbols.Symbols())
+        reflection.enable_server_reflection((*self._services(), reflection.SERVICE_NAME), server, pool=pool)
         try:
             port = server.add_insecure_port(address)
         except RuntimeError as error:

@@ -10,6 +10,7 @@ too early, when a ticket is lost, and when authority comes back from the dead.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -209,7 +210,18 @@ class Machine(RuleBasedStateMachine):
         self, choice: int, outcome: ReportOutcome, lie: int, wrong_fence: bool, achievable: float | None, busy: float
     ) -> None:
         """A report, true or not."""
-        truth = self.pick(choice)
+        self.say(self.pick(choice), outcome, lie, wrong_fence, achievable, busy)
+
+    def say(
+        self,
+        truth: Truth,
+        outcome: ReportOutcome = ReportOutcome.APPLIED,
+        lie: int = 0,
+        wrong_fence: bool = False,
+        achievable: float | None = None,
+        busy: float = 0.0,
+    ) -> None:
+        """One report, and what it means."""
         lease = truth.lease
         dead, told, limit = self.dead(truth), lease.revision, lease.limit_bytes
         applied = lease.applied_revision
@@ -256,27 +268,51 @@ class Machine(RuleBasedStateMachine):
 
     # What the machine does --------------------------------------------------------------------------------------------
 
-    @rule(pid=st.sampled_from(PIDS))
-    def exit(self, pid: int) -> None:
+    @rule(pid=st.sampled_from(PIDS), sure=st.sampled_from((False, False, True)))
+    def exit(self, pid: int, sure: bool) -> None:
         """A process exits, perhaps not for the first time."""
-        self.desk.exit(pid)
-        self.look()
+        if sure:
+            self.desk.exit(pid)
+            self.look()
+
+    @rule(seconds=st.integers(1, 9))
+    def behave(self, seconds: int) -> None:
+        """For some seconds everybody applies, beats, holds what was told, and lets go at the end."""
+        for _ in range(seconds):
+            for truth in list(self.truths.values()):
+                if not self.dead(truth):
+                    self.say(truth)
+            self.measure([1.0] * len(PIDS))
+            self.pass_time(1.0)
 
     @rule(
         shares=st.lists(st.sampled_from((0.0, 0.3, 0.9, 1.0, 1.0, 1.3, None)), min_size=4, max_size=4),
         foreign=st.sampled_from((0.0, 0.0, 1.0, 6.0, 20.0)),
         age=st.sampled_from((0.0, 0.0, 0.05, 3.0)),
         blind=st.sampled_from((False, False, False, True)),
+        ghosts=st.booleans(),
     )
-    def observe(self, shares: list[float | None], foreign: float, age: float, blind: bool) -> None:
+    def observe(self, shares: list[float | None], foreign: float, age: float, blind: bool, ghosts: bool) -> None:
         """A sample of the card: honest, lying, unreadable or late."""
+        self.measure(shares, foreign, age, blind, ghosts)
+
+    def measure(
+        self,
+        shares: Sequence[float | None],
+        foreign: float = 0.0,
+        age: float = 0.0,
+        blind: bool = False,
+        ghosts: bool = False,
+    ) -> None:
+        """One sample, and what it means; every process holds a share of what its leases were told."""
         desk = self.desk
         held: dict[int, float | None] = {}
         for pid, share in zip(PIDS, shares, strict=True):
             limits = [
                 truth.lease.limit_bytes
                 for truth in self.truths.values()
-                if truth.lease.device_id == CARD and pid in truth.lease.request.pids and not truth.drained
+                if truth.lease.device_id == CARD and pid in truth.lease.request.pids
+                if truth.residue is None or (ghosts and not truth.drained)
             ]
             held[pid] = None if share is None else sum(limits) * share / gib(1)
         taken_at = max(0.0, desk.now - age)
@@ -297,6 +333,15 @@ class Machine(RuleBasedStateMachine):
                 self.measured_after_end(truth, taken_at)
         self.look()
 
+    @rule(sure=st.sampled_from((False, False, False, True)))
+    def lose(self, sure: bool) -> None:
+        """The card is gone, and all memory on it."""
+        if sure:
+            self.desk.sample({}, lost=True, name=CARD)
+            self.sampled_at, self.foreign = None, 0
+            self.look()
+            assert all(truth.drained for truth in self.truths.values() if truth.lease.device_id == CARD)
+
     @rule()
     def sample_failed(self) -> None:
         """The driver does not answer."""
@@ -306,7 +351,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from((0.1, 0.25, 1.0, 1.0, 2.5, 5.0, 6.0, 31.0)))
     def advance(self, seconds: float) -> None:
-        """Time passes; what is due by then is done, however long the arbiter was away."""
+        """Time passes."""
+        self.pass_time(seconds)
+
+    def pass_time(self, seconds: float) -> None:
+        """What is due by then is done, however long the arbiter was away."""
         now = self.desk.now + seconds
         if self.guard and seconds > self.guard and any(truth.residue is None for truth in self.truths.values()):
             for truth in self.truths.values():
@@ -443,10 +492,11 @@ class Machine(RuleBasedStateMachine):
         """Bytes are declared gone: measured so, or held for the lock delay."""
         truth = self.truths[lease.lease_id]
         assert not truth.drained
-        if lease.device_id == CARD and lease.request.pids:
+        lost = lease.device_id == CARD and self.desk.device(CARD).lost
+        if lease.device_id == CARD and lease.request.pids and not lost:
             assert len(truth.zeros) >= RULES.zero_samples
             assert truth.zeros[-1] - truth.zeros[0] >= RULES.zero_span_s
-        else:
+        elif not lost:
             assert self.desk.now >= lease.ended_at + max(RULES.lock_delay_s, 2 * lease.request.ttl_s)
         truth.drained = True
 

@@ -67,6 +67,8 @@ def test_grpcurl_lists_and_describes_everything_that_is_served(tmp_path: Path) -
             described = grpcurl.run(str(server.socket), "describe", service)
             assert described.returncode == 0, described.stderr
             assert "rpc " in described.stdout
+        method = grpcurl.run(str(server.socket), "describe", "arbiter.v1.ArbiterService.Allocate")
+        assert "arbiter.v1.ArbiterService.Allocate is a method:" in method.stdout
 
 
 def test_grpcurl_calls_every_method(tmp_path: Path) -> None:
