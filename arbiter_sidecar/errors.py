@@ -12,6 +12,7 @@
     ├── LeaseNotFound           no such lease
     ├── DeviceNotFound          no such device
     ├── Fenced                  the fence is stale
+    ├── NoDonor                 nobody may be preempted for it
     ├── DeviceStale             the device cannot be measured
     ├── ShuttingDown            the server drains
     └── NotServed               this server does not do that
@@ -131,6 +132,13 @@ class Fenced(ArbiterError):
 
     code = "FAILED_PRECONDITION"
     reason = "FENCED"
+
+
+class NoDonor(ArbiterError):
+    """Nobody may be preempted for this request, or those who may have too little; wait, or ask for less."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "NO_DONOR"
 
 
 class DeviceStale(ArbiterError):

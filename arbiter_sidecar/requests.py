@@ -80,6 +80,40 @@ class AllocationRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreemptionRequest:
+    """A wish to have memory taken from others.
+
+    Attributes:
+        lease_id: The lease that asks; empty for a person.
+        device_id: The device; with a lease empty or the lease's own.
+        priority: With which it asks; ``None``: the lease's own, NORMAL without a lease.
+        need_bytes: How much, at least 1.
+        allow_partial: Less is welcome.
+        grace_s: Time from notice to deadline; ``None``: the configured one.
+    """
+
+    need_bytes: int
+    lease_id: str = ""
+    device_id: str = ""
+    priority: Priority | None = None
+    allow_partial: bool = False
+    grace_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReclaimAck:
+    """What a holder says about an order to give memory back.
+
+    Attributes:
+        reclaim_id: The order.
+        done: Nothing more will be freed.
+    """
+
+    reclaim_id: str
+    done: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KvUsage:
     """What a KV engine reports."""
 
@@ -103,6 +137,7 @@ class Report:
         used_memory_bytes: What it counts as its own.
         kv: State of a KV engine.
         busy_for_s: Silence it announces.
+        reclaim_acks: What it says about orders to give memory back.
     """
 
     lease_id: LeaseId
@@ -113,6 +148,7 @@ class Report:
     used_memory_bytes: int | None = None
     kv: KvUsage | None = None
     busy_for_s: float = 0.0
+    reclaim_acks: tuple[ReclaimAck, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

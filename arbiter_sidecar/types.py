@@ -128,6 +128,13 @@ class PressureLevel(IntEnum):
     CRITICAL = 4
 
 
+class ReclaimLevel(IntEnum):
+    """How urgent an order to give memory back is."""
+
+    SOFT = 1
+    HARD = 2
+
+
 class EventKind(IntEnum):
     """Kinds of audit events."""
 
@@ -147,6 +154,11 @@ class EventKind(IntEnum):
     DRAINING = 14
     GAP = 15
     RESIDUE_ALARM = 16
+    PREEMPTION_PLANNED = 17
+    RECLAIM_REQUESTED = 18
+    RECLAIM_ACKNOWLEDGED = 19
+    RECLAIM_ESCALATED = 20
+    PREEMPTION_SETTLED = 21
 
 
 @dataclass(frozen=True, slots=True)

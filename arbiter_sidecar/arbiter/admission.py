@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arbiter_sidecar import errors
-from arbiter_sidecar.arbiter import effects, publishing
+from arbiter_sidecar.arbiter import effects, preempting, publishing
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.waiting import Waiter
-from arbiter_sidecar.policy import publication
+from arbiter_sidecar.policy import publication, ranking
 from arbiter_sidecar.policy.publication import Published
 from arbiter_sidecar.policy.quality import Elastic
 from arbiter_sidecar.requests import AllocationRequest
-from arbiter_sidecar.types import EventKind, LeaseId
+from arbiter_sidecar.types import DeviceId, EventKind, LeaseId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +111,15 @@ def _able(books: Books, request: AllocationRequest) -> list[DeviceBook]:
 
 
 def admit(books: Books, now: float) -> None:
-    """Grants waiting requests, first come first served on each device, and marks who is made room for."""
+    """Grants waiting requests by rank on each device, and marks who is made room for.
+
+    A device is closed to whoever comes later in the line while its bytes are being freed for somebody, while it cannot be
+    measured, and when its blocked head has been passed often enough.
+    """
     for device in books.devices.values():
         device.awaited, device.candidate = False, None
-    for waiter in books.queue:
+    heads: dict[DeviceId, Waiter] = {}
+    for waiter in _ranked(books, now):
         if all(device.awaited for device in books.devices.values()):
             break
         able = _able(books, waiter.request)
@@ -124,28 +129,64 @@ def admit(books: Books, now: float) -> None:
             # Its device may have gone while it waited; it waits on, the device may come back.
             waiter.device_id, waiter.reclaiming = None, False
             waiter.reason = "" if able else "its device is lost"
-        elif best.fits:
+            continue
+        head = heads.get(best.device.device_id)
+        if best.fits:
             books.queue.remove(waiter)
             grant(books, best, waiter, now)
+            if head is not None:
+                head.passed += 1
         else:
-            _await_turn(waiter, best)
+            heads.setdefault(best.device.device_id, waiter)
+            head = heads[best.device.device_id]
+            _await_turn(books, waiter, best, now)
+        if head is not None and head.passed >= books.config.queue.backfill:
+            best.device.awaited = True
 
 
-def _await_turn(waiter: Waiter, best: Prospect) -> None:
+def _ranked(books: Books, now: float) -> list[Waiter]:
+    """The waiting line with the next first. Whoever preempts for its place has it."""
+    aging_s = books.config.queue.aging_s
+    pinned = [device.plan.waiter for device in books.devices.values() if device.plan is not None]
+    rises = []
+    for waiter in books.queue:
+        rise = ranking.next_rise(waiter.request.priority, since=waiter.since, now=now, aging_s=aging_s)
+        if rise is not None:
+            rises.append(rise)
+    books.queue.next_rise = min(rises, default=None)
+    return sorted(
+        books.queue,
+        key=lambda each: (
+            each not in pinned,
+            ranking.rank(each.request.priority, since=each.since, arrival=each.arrival, now=now, aging_s=aging_s),
+        ),
+    )
+
+
+def _await_turn(books: Books, waiter: Waiter, best: Prospect, now: float) -> None:
     device = best.device
-    device.awaited = True
     waiter.device_id = device.device_id
-    waiter.reclaiming = best.feasible and not best.frozen
-    if waiter.reclaiming:
-        device.candidate = waiter.request
+    waiter.reclaiming = False
+    if best.frozen:
+        device.awaited = True
+        waiter.reason = "the device cannot be measured at present"
+    elif best.feasible:
+        _reserve_turn(device, waiter)
         waiter.reason = (
             f"{best.start_bytes} bytes at quality {best.quality:.2f} are planned, "
             f"{max(0, device.available_bytes)} are free; lower targets are published and must be confirmed"
         )
-    elif best.frozen:
-        waiter.reason = "the device cannot be measured at present"
+    elif preempting.for_waiter(books, device, waiter, best.short_bytes, now):
+        _reserve_turn(device, waiter)
+        waiter.reason = f"{best.short_bytes} bytes are being taken from less important leases"
     else:
         waiter.reason = f"{best.short_bytes} bytes are missing even with every lease at its minimum quality"
+
+
+def _reserve_turn(device: DeviceBook, waiter: Waiter) -> None:
+    device.awaited = True
+    device.candidate = waiter.request
+    waiter.reclaiming = True
 
 
 def grant(books: Books, best: Prospect, waiter: Waiter, now: float) -> Lease:

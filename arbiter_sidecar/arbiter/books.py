@@ -5,16 +5,18 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from arbiter_sidecar.arbiter import effects
 from arbiter_sidecar.errors import ArbiterError
+from arbiter_sidecar.ledger.accounts import Accounts
 from arbiter_sidecar.ledger.devices import DeviceBook, DeviceRules
 from arbiter_sidecar.ledger.leases import Lease, LeaseBook
+from arbiter_sidecar.ledger.plans import Plan
 from arbiter_sidecar.ledger.statistics import Statistics
 from arbiter_sidecar.ledger.waiting import AdmissionQueue, Waiter
-from arbiter_sidecar.policy import quality
+from arbiter_sidecar.policy import preemption, quality, ranking
 from arbiter_sidecar.policy.quality import Elastic, QualityPolicy
 from arbiter_sidecar.requests import AllocationRequest
 from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, EventKind, Ticket, WorkloadType
@@ -23,10 +25,40 @@ from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, EventKin
 FENCES_PER_EPOCH = 1 << 32
 
 #: What can be put on the agenda: look whether an ended lease still holds bytes, let the bytes of one go that cannot be
-#: traced, and ask again for a quality that was refused.
-Errand = Literal["alarm", "unlock", "forgive"]
+#: traced, ask again for a quality that was refused; and of a preemption: press the silent, call in, end it.
+Errand = Literal["alarm", "unlock", "forgive", "press", "collect", "close"]
 #: Failed requests whose reason is remembered for those who ask.
 MAX_FAILURES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreemptionConfig:
+    """How preemption proceeds. Seconds throughout.
+
+    Attributes:
+        rules: Whom a plan may ask.
+        grace_s: Time from notice to deadline where the request names none.
+        settle_s: How long after the last deadline a plan waits for memory to be measured gone.
+        cooldown_s: How long a donor is left in peace after its plan has closed.
+    """
+
+    rules: preemption.Rules = preemption.LEASE_RULES
+    grace_s: float = 2.0
+    settle_s: float = 10.0
+    cooldown_s: float = preemption.COOLDOWN_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueConfig:
+    """How the waiting line is ordered.
+
+    Attributes:
+        aging_s: Seconds of waiting that count as one tier.
+        backfill: How often a blocked head may be passed.
+    """
+
+    aging_s: float = ranking.AGING_S
+    backfill: int = ranking.BACKFILL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +71,8 @@ class ArbiterConfig:
         elasticity: Share of its memory that a lease without a declared minimum sheds between quality 1 and 0, by type.
         min_quality: Lowest useful quality where the request names none, by type.
         rules: When measurements are believed and bytes count as gone.
+        preemption: How preemption proceeds.
+        queue: How the waiting line is ordered.
         pause_guard_s: A longer gap between two calls means the arbiter itself was away; 0 turns the guard off.
         refusal_hold_s: How long a refused target is not asked for again.
         max_leases: Leases at most, alive and draining together.
@@ -52,6 +86,8 @@ class ArbiterConfig:
     )
     min_quality: Mapping[WorkloadType, float] = field(default_factory=lambda: dict(quality.DEFAULT_MIN_QUALITY))
     rules: DeviceRules = field(default_factory=DeviceRules)
+    preemption: PreemptionConfig = field(default_factory=PreemptionConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
     pause_guard_s: float = 0.75
     refusal_hold_s: float = 30.0
     max_leases: int = 100_000
@@ -88,7 +124,9 @@ class Books:
         self.draining = False
         self.pending: list[effects.Effect] = []
         self.undelivered: dict[Ticket, Lease] = {}
-        self._agenda: list[tuple[float, int, Errand, Lease]] = []
+        self.accounts = Accounts()
+        self.plans_begun = 0
+        self._agenda: list[tuple[float, int, Errand, Lease | Plan]] = []
         self._errands = 0
 
     def device_of(self, lease: Lease) -> DeviceBook:
@@ -122,6 +160,13 @@ class Books:
             max_quality=shape.max_quality,
             weight=shape.weight,
         )
+
+    def shape_of(self, lease: Lease) -> Elastic:
+        """The shape of a living lease: what was asked for, what it refused to go below, what preemption has added."""
+        shape, credit = self.shape(lease.request, lease.refused_floor), lease.credit_bytes
+        if not credit:
+            return shape
+        return replace(shape, full_bytes=shape.full_bytes + credit, floor_bytes=shape.floor_bytes + credit)
 
     def answer(self, ticket: Ticket, lease: Lease, *, waited_s: float, already_granted: bool) -> None:
         """Gives a caller its lease; the caller has it only when the outside says that it was delivered."""
@@ -161,16 +206,16 @@ class Books:
         self.pending.append(effects.Drained(lease))
         self.happened(EventKind.LEASE_DRAINED, lease, drained_s=round(now - lease.ended_at, 3))
 
-    def later(self, at: float, errand: Errand, lease: Lease) -> None:
+    def later(self, at: float, errand: Errand, subject: Lease | Plan) -> None:
         """Puts something on the agenda."""
         self._errands += 1
-        heapq.heappush(self._agenda, (at, self._errands, errand, lease))
+        heapq.heappush(self._agenda, (at, self._errands, errand, subject))
 
     def next_errand(self) -> float | None:
         """When the next thing on the agenda is due."""
         return self._agenda[0][0] if self._agenda else None
 
-    def due_errand(self, now: float) -> tuple[Errand, Lease] | None:
+    def due_errand(self, now: float) -> tuple[Errand, Lease | Plan] | None:
         """Takes the next due thing off the agenda."""
         if not self._agenda or self._agenda[0][0] > now:
             return None

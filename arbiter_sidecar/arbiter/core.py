@@ -18,14 +18,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from arbiter_sidecar import errors
-from arbiter_sidecar.arbiter import admission, effects, publishing
-from arbiter_sidecar.arbiter.books import ArbiterConfig, Books, Names
+from arbiter_sidecar.arbiter import admission, effects, preempting, publishing
+from arbiter_sidecar.arbiter.books import ArbiterConfig, Books, Errand, Names
 from arbiter_sidecar.arbiter.renewal import BeatOutcome, Renewals
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.plans import Plan
 from arbiter_sidecar.ledger.waiting import Waiter
-from arbiter_sidecar.policy import capacity
-from arbiter_sidecar.requests import AllocationRequest, Beat
+from arbiter_sidecar.policy import capacity, preemption
+from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest
 from arbiter_sidecar.types import (
     DeviceFacts,
     DeviceHealth,
@@ -184,6 +185,52 @@ class Arbiter:
             fits=best.fits and not best.device.awaited,
         )
 
+    def preempt(self, asked: PreemptionRequest, now: float) -> Ticket:
+        """Has memory taken from others. The answer comes as ``PlanClosed`` with the returned ticket, now or later.
+
+        Raises:
+            ShuttingDown: The server drains.
+            LeaseNotFound: The lease that asks is unknown or has ended.
+            DeviceNotFound: There is no such device.
+            InvalidRequest: Neither lease nor device is named, or the priority is above the lease's.
+            NoDonor: Those who may be asked have too little.
+            QueueFull: Another preemption is under way on the device.
+        """
+        now = self._enter(now)
+        books = self.books
+        if books.draining:
+            raise errors.ShuttingDown()
+        wish = preempting.wish_of(books, asked)
+        plan = wish.device.plan
+        if plan is not None and (wish.requester is None or plan.requester is not wish.requester):
+            raise errors.QueueFull("another preemption is under way on this device", device_id=wish.device.device_id)
+        self._tickets += 1
+        ticket = Ticket(self._tickets)
+        if plan is None:
+            chosen = preempting.draft(books, wish, now)
+            if chosen.refused:
+                raise preempting.refusal(wish, chosen)
+            plan = preempting.begin(books, wish, chosen, now)
+        plan.tickets.append(ticket)
+        self._reconcile([wish.device], now)
+        return ticket
+
+    def dry_preempt(self, asked: PreemptionRequest, now: float) -> preemption.Plan:
+        """Who would lose what; changes nothing. Raises as ``preempt``, apart from QueueFull and NoDonor."""
+        now = self._enter(now)
+        return preempting.draft(self.books, preempting.wish_of(self.books, asked), now)
+
+    def withdraw(self, ticket: Ticket, now: float) -> None:
+        """The caller of a preemption has gone; when nobody is left that waits for it the donors are let off."""
+        now = self._enter(now)
+        for device in self.books.devices.values():
+            plan = device.plan
+            if plan is not None and ticket in plan.tickets:
+                plan.tickets.remove(ticket)
+                if not plan.tickets:
+                    preempting.close(self.books, plan, now, withdrawn=True)
+                    self._reconcile([device], now)
+
     def delivered(self, ticket: Ticket) -> None:
         """The caller has its lease: from here on only heartbeats keep it."""
         lease = self.books.undelivered.pop(ticket, None)
@@ -308,6 +355,9 @@ class Arbiter:
             if device is None:
                 break
             touched[device.device_id] = device
+        rise = self.books.queue.next_rise
+        if len(self.books.queue) and rise is not None and rise <= now:
+            touched.update(self.books.devices)
         for device in self.books.devices.values():
             self._watch_health(device, now)
             if device.next_step is not None and device.next_step <= now:
@@ -334,18 +384,33 @@ class Arbiter:
         errand = books.due_errand(now)
         if errand is None:
             return None
-        name, lease = errand
-        if books.leases.get(lease.lease_id) is None:
-            # It went by itself before its errand came up.
-            return books.devices[lease.device_id]
+        name, subject = errand
+        device = books.devices[subject.device_id]
+        if isinstance(subject, Plan):
+            self._plan_errand(name, subject, now)
+        elif books.leases.get(subject.lease_id) is not None:
+            # Else it went by itself before its errand came up.
+            self._lease_errand(name, subject, now)
+        return device
+
+    def _lease_errand(self, name: Errand, lease: Lease, now: float) -> None:
         if name == "unlock":
-            books.bury(lease, now)
+            self.books.bury(lease, now)
         elif name == "forgive":
             self._renewals.forgive(lease, now)
         else:
             lease.residue_alarmed = True
-            books.happened(EventKind.RESIDUE_ALARM, lease, residue_bytes=lease.residue_bytes)
-        return books.devices[lease.device_id]
+            self.books.happened(EventKind.RESIDUE_ALARM, lease, residue_bytes=lease.residue_bytes)
+
+    def _plan_errand(self, name: Errand, plan: Plan, now: float) -> None:
+        if self.books.devices[plan.device_id].plan is not plan:
+            return
+        if name == "press":
+            preempting.press(self.books, plan)
+        elif name == "collect":
+            preempting.collect(self.books, plan, now)
+        else:
+            preempting.close(self.books, plan, now)
 
     # Queries ----------------------------------------------------------------------------------------------------------
 
@@ -355,6 +420,7 @@ class Arbiter:
             self.books.leases.next_attention(),
             self.books.queue.next_deadline(),
             self.books.next_errand(),
+            self.books.queue.next_rise if len(self.books.queue) else None,
         ]
         for device in self.books.devices.values():
             times.append(device.next_step)
@@ -384,6 +450,8 @@ class Arbiter:
 
     def _reconcile(self, devices: Iterable[DeviceBook], now: float) -> None:
         everywhere = self.books.devices.values()
+        for device in everywhere:
+            preempting.follow(self.books, device, now)
         if len(self.books.queue) or any(device.awaited for device in everywhere):
             # Who waits for one device may find room on another; and nobody is made room for any more who has gone.
             admission.admit(self.books, now)
@@ -392,7 +460,9 @@ class Arbiter:
 
     def _publish(self, devices: Iterable[DeviceBook], now: float) -> None:
         for device in devices:
-            publishing.publish(self.books, device, now)
+            deficit = publishing.publish(self.books, device, now)
+            if deficit > 0 and device.candidate is None:
+                preempting.for_machine(self.books, device, deficit, now)
             self._watch_health(device, now)
             self._watch_pressure(device, now)
 

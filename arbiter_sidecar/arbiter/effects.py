@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from arbiter_sidecar.errors import ArbiterError
 from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.plans import Plan
 from arbiter_sidecar.types import EventKind, Ticket
 
 
@@ -56,6 +57,23 @@ class Drained:
     lease: Lease
 
 
+@dataclass(frozen=True, slots=True)
+class ReclaimCancelled:
+    """The holder need not give back any more."""
+
+    lease: Lease
+    reclaim_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanClosed:
+    """A preemption has ended; ``error`` is ``None`` when the caller got what it asked for."""
+
+    ticket: Ticket
+    plan: Plan
+    error: ArbiterError | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Happened:
     """An audit event."""
@@ -69,4 +87,4 @@ class Happened:
     fields: Mapping[str, str] = field(default_factory=dict)
 
 
-Effect = Granted | Refused | Opened | DirectiveChanged | Ended | Drained | Happened
+Effect = Granted | Refused | Opened | DirectiveChanged | Ended | Drained | ReclaimCancelled | PlanClosed | Happened

@@ -16,7 +16,7 @@ from arbiter_sidecar.types import DirectiveReason, EventKind
 def solve(books: Books, device: DeviceBook, newcomers: Sequence[Elastic], now: float) -> Solution:
     """Everybody's target on a device, the newcomers' last."""
     return quality.solve(
-        [*(lease.elastic for lease in device.live.values()), *newcomers],
+        [*(lease.elastic for lease in device.staying), *newcomers],
         capacity_bytes=device.facts.capacity_bytes,
         target_bytes=quality.target_bytes(device.facts.capacity_bytes, books.config.soft_target),
         foreign_bytes=device.elsewhere_bytes(now),
@@ -30,26 +30,31 @@ def at_ease(books: Books, device: DeviceBook, newcomer: Elastic | None, now: flo
     return device.elsewhere_bytes(now) + device.demand_bytes + more <= target
 
 
-def publish(books: Books, device: DeviceBook, now: float) -> None:
+def publish(books: Books, device: DeviceBook, now: float) -> int:
     """Brings what the leases of a device were told up to date: falls first, then rises as far as bytes allow.
 
     While a request waits for reductions nobody rises: the bytes that come free are for it.
+
+    Returns:
+        Bytes that are missing even with everybody at the minimum; 0 where everybody fits.
     """
     newcomer = books.shape(device.candidate) if device.candidate is not None else None
     device.next_step, device.starved = None, False
     if device.below_best == 0 and at_ease(books, device, newcomer, now):
-        return
-    targets = solve(books, device, [newcomer] if newcomer is not None else [], now).targets
+        return 0
+    solution = solve(books, device, [newcomer] if newcomer is not None else [], now)
     rising = []
-    for lease, exact in zip(list(device.live.values()), targets, strict=False):
+    for lease, exact in zip(device.staying, solution.targets, strict=False):
         target = publication.quantise(exact, minimum=lease.elastic.min_quality, maximum=lease.elastic.max_quality)
         # Below its minimum stands only who has refused to go so low: back to where it can, and no further at once.
         due = min(target, max(lease.quality, lease.elastic.min_quality))
         if due != lease.quality:
             _tell(books, device, lease, Published(due), now)
-        rising.append((lease, target))
+        if lease.reclaim is None:
+            rising.append((lease, target))
     for lease, target in rising:
         _rise(books, device, lease, target, now)
+    return solution.hard_deficit_bytes
 
 
 def _rise(books: Books, device: DeviceBook, lease: Lease, target: float, now: float) -> None:

@@ -145,6 +145,7 @@ class Renewals:
         if report.busy_for_s > 0.0:
             lease.quiet_until = max(lease.quiet_until, now + report.busy_for_s)
             lease.deadline = max(lease.deadline, lease.quiet_until)
+        self._hear_acks(lease, report, outcome)
         if not lease.applied_revision < report.applied_revision <= lease.revision:
             return
         if report.outcome is ReportOutcome.REFUSED:
@@ -153,6 +154,19 @@ class Renewals:
             lease.applied_revision = report.applied_revision
             if report.applied_revision == lease.revision:
                 self._apply(lease, outcome)
+
+    def _hear_acks(self, lease: Lease, report: Report, outcome: BeatOutcome) -> None:
+        """The holder answers an order to give memory back. What it says only counts where the books agree."""
+        donation = lease.reclaim
+        for ack in report.reclaim_acks:
+            if donation is None or ack.reclaim_id != donation.reclaim_id:
+                continue
+            if not donation.acknowledged:
+                donation.acknowledged = True
+                self._books.happened(EventKind.RECLAIM_ACKNOWLEDGED, lease, reclaim_id=ack.reclaim_id)
+            if ack.done and not donation.whole and lease.charged_bytes > lease.limit_bytes:
+                self._books.device_of(lease).charge(lease, lease.limit_bytes)
+                outcome.touched[lease.device_id] = None
 
     def _apply(self, lease: Lease, outcome: BeatOutcome) -> None:
         """The holder runs at what it was told: bytes above that are free, as far as they are not measured there."""
@@ -168,7 +182,7 @@ class Renewals:
         if freed > 0:
             lease.measured_over = False
             device.charge(lease, lease.limit_bytes)
-            if device.candidate is not None or device.starved:
+            if device.candidate is not None or device.starved or device.plan is not None:
                 outcome.touched[lease.device_id] = None
 
     def _refuse(self, lease: Lease, report: Report, now: float, outcome: BeatOutcome) -> None:
@@ -181,6 +195,10 @@ class Renewals:
             quality=round(lease.quality, 4),
             achievable_quality=report.achievable_quality,
         )
+        if lease.reclaim is not None:
+            # It has answered; at the deadline others are asked for what it did not give.
+            lease.reclaim.acknowledged = True
+            return
         reachable = report.achievable_quality
         if reachable is None or reachable <= lease.quality or report.applied_revision != lease.revision:
             return

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.plans import Donation, Plan
 from arbiter_sidecar.policy import attribution, capacity
 from arbiter_sidecar.policy.publication import Published
 from arbiter_sidecar.policy.quality import Elastic
@@ -61,6 +62,8 @@ class DeviceBook:
         next_step: When the next publication is due; ``None`` when none is.
         awaited: Somebody waits for its memory; whoever comes later waits behind.
         candidate: The waiting request for which lower targets are published.
+        plan: The preemption that is under way.
+        earmarked_bytes: Bytes that came free for a requester and are nobody else's.
         starved: A rise was due for which there were no bytes.
         below_best: How many living leases are published below their best quality.
     """
@@ -88,6 +91,8 @@ class DeviceBook:
         self.awaited = False
         self.candidate: AllocationRequest | None = None
         self.starved = False
+        self.plan: Plan | None = None
+        self.earmarked_bytes = 0
         self.reported_health = DeviceHealth.OK if not self.measured else DeviceHealth.UNKNOWN
 
     @property
@@ -108,7 +113,7 @@ class DeviceBook:
     @property
     def available_bytes(self) -> int:
         """What could still be promised; negative when more is resident than there should be."""
-        return self.ceiling_bytes - self.accounted_bytes - self.residue_bytes
+        return self.ceiling_bytes - self.accounted_bytes - self.residue_bytes - self.earmarked_bytes
 
     @property
     def pressure(self) -> float:
@@ -145,23 +150,33 @@ class DeviceBook:
         """Bytes that living leases may still take from the machine."""
         return sum(max(0, lease.charged_bytes - (lease.measured_bytes or 0)) for lease in self.live.values())
 
+    def lease(self, lease_id: str) -> Lease:
+        """The living lease of this id. Raises StopIteration where there is none."""
+        return next(lease for lease in self.live.values() if lease.lease_id == lease_id)
+
     def publish(self, lease: Lease, published: Published) -> None:
-        """Sets what a living lease is told: a rise is reserved here and now, a fall stays charged until confirmed."""
-        self.below_best -= lease.quality < lease.elastic.max_quality
+        """Sets what a living lease is told. A rise is reserved at once; a fall stays charged until it is confirmed."""
+        self._tell(lease, published, lease.elastic.bytes_at(published.quality))
+
+    def squeeze(self, lease: Lease, *, quality: float, limit_bytes: int) -> None:
+        """Tells a donor an exact limit and the quality that it allows."""
+        self._tell(lease, Published(quality), limit_bytes)
+
+    def _tell(self, lease: Lease, published: Published, limit_bytes: int) -> None:
+        self._count_out(lease)
         lease.published = published
-        self.below_best += lease.quality < lease.elastic.max_quality
-        lease.limit_bytes = lease.elastic.bytes_at(published.quality)
-        lease.measured_over = lease.measured_bytes is not None and lease.measured_bytes > lease.limit_bytes
-        if lease.limit_bytes > lease.charged_bytes:
-            self.charge(lease, lease.limit_bytes)
+        self._count_in(lease)
+        lease.limit_bytes = limit_bytes
+        lease.measured_over = lease.measured_bytes is not None and lease.measured_bytes > limit_bytes
+        if limit_bytes > lease.charged_bytes:
+            self.charge(lease, limit_bytes)
 
     def open(self, lease: Lease) -> None:
         """Enters a newly granted lease with its charge."""
         self.live[lease.fence] = lease
         self.granted_bytes += lease.charged_bytes
         self.accounted_bytes += lease.accounted_bytes
-        self.demand_bytes += lease.elastic.bytes_at(lease.elastic.max_quality)
-        self.below_best += lease.quality < lease.elastic.max_quality
+        self._count_in(lease)
 
     def charge(self, lease: Lease, charged_bytes: int) -> None:
         """Changes what a living lease is charged."""
@@ -172,11 +187,36 @@ class DeviceBook:
 
     def reshape(self, lease: Lease, elastic: Elastic) -> None:
         """Changes the shape of a living lease: the policy changed, or it cannot go as low as it said."""
-        self.demand_bytes -= lease.elastic.bytes_at(lease.elastic.max_quality)
-        self.below_best -= lease.quality < lease.elastic.max_quality
+        self._count_out(lease)
         lease.elastic = elastic
-        self.demand_bytes += elastic.bytes_at(elastic.max_quality)
-        self.below_best += lease.quality < elastic.max_quality
+        self._count_in(lease)
+
+    def grow(self, lease: Lease, elastic: Elastic) -> None:
+        """Gives a living lease a larger shape and tells it so at its present quality."""
+        self.reshape(lease, elastic)
+        self.publish(lease, lease.published)
+
+    def demand(self, lease: Lease, donation: Donation | None) -> None:
+        """Notes what a living lease is asked to give, or that it is not asked any more."""
+        self._count_out(lease)
+        lease.reclaim = donation
+        self._count_in(lease)
+
+    def _count_in(self, lease: Lease) -> None:
+        """Adds a lease to the sums of what is wanted; one that is leaving wants nothing."""
+        if not lease.leaving:
+            self.demand_bytes += lease.elastic.bytes_at(lease.elastic.max_quality)
+            self.below_best += lease.quality < lease.elastic.max_quality
+
+    def _count_out(self, lease: Lease) -> None:
+        if not lease.leaving:
+            self.demand_bytes -= lease.elastic.bytes_at(lease.elastic.max_quality)
+            self.below_best -= lease.quality < lease.elastic.max_quality
+
+    @property
+    def staying(self) -> list[Lease]:
+        """The living leases that one can plan with."""
+        return [lease for lease in self.live.values() if not lease.leaving]
 
     def close(self, lease: Lease) -> None:
         """Moves a lease that has just ended to the draining ones; nothing becomes free."""
@@ -184,10 +224,11 @@ class DeviceBook:
         held = max(lease.charged_bytes, lease.measured_bytes or 0)
         self.granted_bytes -= lease.charged_bytes
         self.accounted_bytes -= held
-        self.demand_bytes -= lease.elastic.bytes_at(lease.elastic.max_quality)
-        self.below_best -= lease.quality < lease.elastic.max_quality
+        self._count_out(lease)
         lease.residue_bytes = held
-        lease.planned_at_end = min(held, lease.limit_bytes)
+        # One that was made to go had nothing left in anybody's plan.
+        lease.planned_at_end = 0 if lease.leaving else min(held, lease.limit_bytes)
+        lease.reclaim = None
         self.residue_bytes += held
         self.ended[lease.fence] = lease
 
@@ -317,8 +358,13 @@ class DeviceBook:
         assert self.granted_bytes == sum(lease.charged_bytes for lease in live)
         assert self.accounted_bytes == sum(lease.accounted_bytes for lease in live)
         assert self.residue_bytes == sum(lease.residue_bytes for lease in ended)
-        assert self.demand_bytes == sum(lease.elastic.bytes_at(lease.elastic.max_quality) for lease in live)
-        assert self.below_best == sum(lease.quality < lease.elastic.max_quality for lease in live)
+        staying = self.staying
+        assert self.demand_bytes == sum(lease.elastic.bytes_at(lease.elastic.max_quality) for lease in staying)
+        assert self.below_best == sum(lease.quality < lease.elastic.max_quality for lease in staying)
+        assert self.earmarked_bytes >= 0
+        if self.plan is None:
+            assert self.earmarked_bytes == 0, "bytes are kept for an open plan only"
+            assert all(lease.reclaim is None for lease in live), "only an open plan asks for memory"
         assert all(lease.end_reason is EndReason.NONE for lease in live)
         assert all(lease.residue_bytes >= 0 and not lease.alive for lease in ended)
         for lease in live:

@@ -6,17 +6,22 @@ Ending a lease here ends authority only; its bytes stay in the device's book unt
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from arbiter_sidecar.policy.publication import Published
 from arbiter_sidecar.policy.quality import Elastic
 from arbiter_sidecar.requests import AllocationRequest, KvUsage
 from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, LeaseId, LeaseState, Process
 
+if TYPE_CHECKING:
+    from arbiter_sidecar.ledger.plans import Donation
+
 #: Missed share of the time to live after which a lease is suspect: one and a half heartbeat intervals of a third each.
 SUSPECT_SHARE = 0.5
+#: Donations of one lease that are remembered; more than any window may hold.
+MAX_DONATIONS = 16
 #: How long a lease that has gone is remembered: longer than any sensible retry of its holder.
 GRAVE_LIFE_S = 600.0
 #: How many of them at most: a megabyte or two.
@@ -34,6 +39,11 @@ class Lease:
         limit_bytes: Bytes at the published quality.
         charged_bytes: Bytes the books hold for it; above ``limit_bytes`` until a reduction is confirmed.
         measured_bytes: Bytes its processes hold; ``None`` when unknown.
+        reclaim: An open order to give memory back.
+        credit_bytes: Bytes that preemption has added to what was asked for.
+        donated_at: When it was asked to give.
+        spared_until: Until when it is left in peace after giving.
+        wake_cost_s: Seconds it took to come back after it had given; 0 before it was measured.
         measured_over: A sample since the last reduction was above the limit, so that a fall proves compliance.
         exited: Which of its processes have exited.
         delivered: Somebody has received it.
@@ -46,11 +56,13 @@ class Lease:
         "applied_revision",
         "charged_bytes",
         "confirmed",
+        "credit_bytes",
         "created_at",
         "deadline",
         "delivered",
         "device_id",
         "directive_reason",
+        "donated_at",
         "elastic",
         "end_reason",
         "ended_at",
@@ -66,6 +78,7 @@ class Lease:
         "planned_at_end",
         "published",
         "quiet_until",
+        "reclaim",
         "refused_floor",
         "refused_until",
         "reported_bytes",
@@ -73,8 +86,10 @@ class Lease:
         "residue_alarmed",
         "residue_bytes",
         "revision",
+        "spared_until",
         "suspect",
         "ttl_s",
+        "wake_cost_s",
         "zero_samples",
         "zero_since",
     )
@@ -111,6 +126,11 @@ class Lease:
         self.directive_reason = DirectiveReason.GRANT
         self.refused_floor: float | None = None
         self.refused_until = 0.0
+        self.reclaim: Donation | None = None
+        self.credit_bytes = 0
+        self.donated_at: deque[float] = deque(maxlen=MAX_DONATIONS)
+        self.spared_until = 0.0
+        self.wake_cost_s = 0.0
         self.residue_bytes = 0
         self.planned_at_end = 0
         self.residue_alarmed = False
@@ -123,12 +143,19 @@ class Lease:
         return self.end_reason is EndReason.NONE
 
     @property
+    def leaving(self) -> bool:
+        """Whether it is wanted as a whole: nobody plans with it any more."""
+        return self.reclaim is not None and self.reclaim.whole
+
+    @property
     def state(self) -> LeaseState:
         """Authority, in one word."""
         if not self.alive:
             return LeaseState.ENDED
         if not self.confirmed:
             return LeaseState.GRANTED
+        if self.reclaim is not None:
+            return LeaseState.RECLAIMING
         return LeaseState.SUSPECT if self.suspect else LeaseState.ACTIVE
 
     @property

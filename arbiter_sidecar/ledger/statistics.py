@@ -76,6 +76,7 @@ class Statistics:
         self.released = 0
         self.expired = 0
         self.orphaned = 0
+        self.preemptions = 0
         self.reductions = 0
         self.raises = 0
         self.heartbeats = 0

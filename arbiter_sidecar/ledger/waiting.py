@@ -22,11 +22,12 @@ class Waiter:
         deadline: When it gives up.
         tickets: The callers, first come first.
         device_id: The device it waits for at present.
+        passed: How often others were let past it while it was the blocked head.
         reclaiming: Lower targets are published for it.
         reason: Why it waits, for people; empty: earlier requests come first.
     """
 
-    __slots__ = ("arrival", "deadline", "device_id", "reason", "reclaiming", "request", "since", "tickets")
+    __slots__ = ("arrival", "deadline", "device_id", "passed", "reason", "reclaiming", "request", "since", "tickets")
 
     def __init__(self, request: AllocationRequest, ticket: Ticket, now: float) -> None:
         self.arrival = 0
@@ -35,6 +36,7 @@ class Waiter:
         self.deadline = now + request.wait_s
         self.tickets = [ticket]
         self.device_id: DeviceId | None = None
+        self.passed = 0
         self.reclaiming = False
         self.reason = ""
 
@@ -52,6 +54,8 @@ class AdmissionQueue:
         self._by_ticket: dict[Ticket, Waiter] = {}
         self._deadlines: list[tuple[float, int, Waiter]] = []
         self._arrivals = 0
+        #: When waiting next lifts somebody; set by whoever ranks the line.
+        self.next_rise: float | None = None
 
     def __len__(self) -> int:
         return len(self._waiters)

@@ -1152,6 +1152,28 @@ class CompleteKvResponse(_message.Message):
 Global___CompleteKvResponse: _TypeAlias = CompleteKvResponse  # noqa: Y015
 
 @_typing.final
+class CancelRequest(_message.Message):
+    """Takes back an Allocate or RequestPreemption message of the same session that has not been answered yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    correlation_id: _builtins.int
+    """Correlation id of that message. Unknown ones are ignored: the answer may be on its way."""
+    def __init__(
+        self,
+        *,
+        correlation_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRequest: _TypeAlias = CancelRequest  # noqa: Y015
+
+@_typing.final
 class SessionRequest(_message.Message):
     """One message up a session."""
 
@@ -1165,6 +1187,7 @@ class SessionRequest(_message.Message):
     REQUEST_PREEMPTION_FIELD_NUMBER: _builtins.int
     RESERVE_KV_FIELD_NUMBER: _builtins.int
     COMPLETE_KV_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
     correlation_id: _builtins.int
     """Chosen by the worker; the answer carries it back. 0: no answer wanted except to errors."""
     @_builtins.property
@@ -1197,6 +1220,10 @@ class SessionRequest(_message.Message):
     def complete_kv(self) -> Global___CompleteKvRequest:
         """As the unary CompleteKv."""
 
+    @_builtins.property
+    def cancel(self) -> Global___CancelRequest:
+        """Not answered by itself; the message it takes back is answered with CANCELLED, or with what came first."""
+
     def __init__(
         self,
         *,
@@ -1208,12 +1235,13 @@ class SessionRequest(_message.Message):
         request_preemption: Global___RequestPreemptionRequest | None = ...,
         reserve_kv: Global___ReserveKvRequest | None = ...,
         complete_kv: Global___CompleteKvRequest | None = ...,
+        cancel: Global___CancelRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["allocate", b"allocate", "complete_kv", b"complete_kv", "heartbeat", b"heartbeat", "release", b"release", "request", b"request", "request_preemption", b"request_preemption", "reserve_kv", b"reserve_kv", "subscribe", b"subscribe"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allocate", b"allocate", "cancel", b"cancel", "complete_kv", b"complete_kv", "heartbeat", b"heartbeat", "release", b"release", "request", b"request", "request_preemption", b"request_preemption", "reserve_kv", b"reserve_kv", "subscribe", b"subscribe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocate", b"allocate", "complete_kv", b"complete_kv", "correlation_id", b"correlation_id", "heartbeat", b"heartbeat", "release", b"release", "request", b"request", "request_preemption", b"request_preemption", "reserve_kv", b"reserve_kv", "subscribe", b"subscribe"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocate", b"allocate", "cancel", b"cancel", "complete_kv", b"complete_kv", "correlation_id", b"correlation_id", "heartbeat", b"heartbeat", "release", b"release", "request", b"request", "request_preemption", b"request_preemption", "reserve_kv", b"reserve_kv", "subscribe", b"subscribe"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["heartbeat", "allocate", "release", "subscribe", "request_preemption", "reserve_kv", "complete_kv"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["heartbeat", "allocate", "release", "subscribe", "request_preemption", "reserve_kv", "complete_kv", "cancel"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 

@@ -186,6 +186,16 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Events were dropped because this watcher was too slow."""
     EVENT_KIND_RESIDUE_ALARM: _EventKind.ValueType  # 16
     """Bytes of an ended lease stay resident beyond the drain grace."""
+    EVENT_KIND_PREEMPTION_PLANNED: _EventKind.ValueType  # 17
+    """A preemption was planned and its donors are asked."""
+    EVENT_KIND_RECLAIM_REQUESTED: _EventKind.ValueType  # 18
+    """A lease was asked to give memory back."""
+    EVENT_KIND_RECLAIM_ACKNOWLEDGED: _EventKind.ValueType  # 19
+    """Its holder has answered."""
+    EVENT_KIND_RECLAIM_ESCALATED: _EventKind.ValueType  # 20
+    """Its holder has not answered and was told that it is pressing."""
+    EVENT_KIND_PREEMPTION_SETTLED: _EventKind.ValueType  # 21
+    """A preemption has ended."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened."""
@@ -224,7 +234,55 @@ EVENT_KIND_GAP: EventKind.ValueType  # 15
 """Events were dropped because this watcher was too slow."""
 EVENT_KIND_RESIDUE_ALARM: EventKind.ValueType  # 16
 """Bytes of an ended lease stay resident beyond the drain grace."""
+EVENT_KIND_PREEMPTION_PLANNED: EventKind.ValueType  # 17
+"""A preemption was planned and its donors are asked."""
+EVENT_KIND_RECLAIM_REQUESTED: EventKind.ValueType  # 18
+"""A lease was asked to give memory back."""
+EVENT_KIND_RECLAIM_ACKNOWLEDGED: EventKind.ValueType  # 19
+"""Its holder has answered."""
+EVENT_KIND_RECLAIM_ESCALATED: EventKind.ValueType  # 20
+"""Its holder has not answered and was told that it is pressing."""
+EVENT_KIND_PREEMPTION_SETTLED: EventKind.ValueType  # 21
+"""A preemption has ended."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
+
+@_typing.final
+class Account(_message.Message):
+    """What sharing cost one holder since the server started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    RECLAIMS_FIELD_NUMBER: _builtins.int
+    RECLAIM_SECONDS_FIELD_NUMBER: _builtins.int
+    FLOOR_BREACHES_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Its namespace."""
+    holder: _builtins.str
+    """Its name."""
+    reclaims: _builtins.int
+    """Orders to give memory back."""
+    reclaim_seconds: _builtins.float
+    """Seconds from order to confirmation, of those that were confirmed."""
+    floor_breaches: _builtins.int
+    """Leases that were taken although their minimum had been agreed."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        reclaims: _builtins.int = ...,
+        reclaim_seconds: _builtins.float = ...,
+        floor_breaches: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["floor_breaches", b"floor_breaches", "holder", b"holder", "namespace", b"namespace", "reclaim_seconds", b"reclaim_seconds", "reclaims", b"reclaims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Account: _TypeAlias = Account  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):
@@ -252,6 +310,11 @@ class Device(_message.Message):
     TARGET_BYTES_FIELD_NUMBER: _builtins.int
     SOFT_DEFICIT_BYTES_FIELD_NUMBER: _builtins.int
     SAMPLE_AGE_FIELD_NUMBER: _builtins.int
+    EARMARKED_BYTES_FIELD_NUMBER: _builtins.int
+    GHOST_BYTES_FIELD_NUMBER: _builtins.int
+    ZOMBIE_BYTES_FIELD_NUMBER: _builtins.int
+    OVERRUN_BYTES_FIELD_NUMBER: _builtins.int
+    UNUSED_BYTES_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Identifies it: the UUID of a GPU, "host" for host memory, the configured name of a static device."""
     name: _builtins.str
@@ -290,6 +353,16 @@ class Device(_message.Message):
     """Bytes the quality solver aims to stay under."""
     soft_deficit_bytes: _builtins.int
     """By how much even the minimum of all leases is over the target; 0 when the target is met."""
+    earmarked_bytes: _builtins.int
+    """Came free in a preemption and is kept for who asked."""
+    ghost_bytes: _builtins.int
+    """Part of `draining_bytes` that living processes still hold."""
+    zombie_bytes: _builtins.int
+    """Part of `draining_bytes` that is still there although every process has gone."""
+    overrun_bytes: _builtins.int
+    """What living leases use beyond what they are charged."""
+    unused_bytes: _builtins.int
+    """What living leases are charged and do not use."""
     @_builtins.property
     def sample_age(self) -> _duration_pb2.Duration:
         """Age of the newest sample."""
@@ -317,10 +390,15 @@ class Device(_message.Message):
         target_bytes: _builtins.int = ...,
         soft_deficit_bytes: _builtins.int = ...,
         sample_age: _duration_pb2.Duration | None = ...,
+        earmarked_bytes: _builtins.int = ...,
+        ghost_bytes: _builtins.int = ...,
+        zombie_bytes: _builtins.int = ...,
+        overrun_bytes: _builtins.int = ...,
+        unused_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes", "measured_bytes", b"measured_bytes", "sample_age", b"sample_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes", "attribution", b"attribution", "available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "device_id", b"device_id", "draining_bytes", b"draining_bytes", "foreign_bytes", b"foreign_bytes", "foreign_estimated", b"foreign_estimated", "granted_bytes", b"granted_bytes", "health", b"health", "health_detail", b"health_detail", "index", b"index", "kind", b"kind", "level", b"level", "measured_bytes", b"measured_bytes", "name", b"name", "pressure", b"pressure", "sample_age", b"sample_age", "soft_deficit_bytes", b"soft_deficit_bytes", "target_bytes", b"target_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes", "attribution", b"attribution", "available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "device_id", b"device_id", "draining_bytes", b"draining_bytes", "earmarked_bytes", b"earmarked_bytes", "foreign_bytes", b"foreign_bytes", "foreign_estimated", b"foreign_estimated", "ghost_bytes", b"ghost_bytes", "granted_bytes", b"granted_bytes", "health", b"health", "health_detail", b"health_detail", "index", b"index", "kind", b"kind", "level", b"level", "measured_bytes", b"measured_bytes", "name", b"name", "overrun_bytes", b"overrun_bytes", "pressure", b"pressure", "sample_age", b"sample_age", "soft_deficit_bytes", b"soft_deficit_bytes", "target_bytes", b"target_bytes", "total_bytes", b"total_bytes", "unused_bytes", b"unused_bytes", "zombie_bytes", b"zombie_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__measured_bytes: _TypeAlias = _typing.Literal["measured_bytes"]  # noqa: Y015
     _WhichOneofArgType__measured_bytes: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes"]  # noqa: Y015
@@ -568,6 +646,7 @@ class GetStateResponse(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server."""
     server_epoch: _builtins.int
@@ -606,6 +685,10 @@ class GetStateResponse(_message.Message):
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Notes for people, such as which devices were looked for and not found."""
 
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Account]:
+        """What sharing cost whom."""
+
     def __init__(
         self,
         *,
@@ -621,10 +704,11 @@ class GetStateResponse(_message.Message):
         state: Global___ArbiterState | None = ...,
         stats: Global___ArbiterStats | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        accounts: _abc.Iterable[Global___Account] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "stats", b"stats", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "draining", b"draining", "leases", b"leases", "notes", b"notes", "quality_policy", b"quality_policy", "revision", b"revision", "server_epoch", b"server_epoch", "state", b"state", "stats", b"stats", "uptime", b"uptime", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "devices", b"devices", "draining", b"draining", "leases", b"leases", "notes", b"notes", "quality_policy", b"quality_policy", "revision", b"revision", "server_epoch", b"server_epoch", "state", b"state", "stats", b"stats", "uptime", b"uptime", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

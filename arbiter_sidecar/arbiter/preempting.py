@@ -1,0 +1,399 @@
+"""Takes memory from the less important for the more important: notice, grace, confirmation, and only then revocation.
+
+A plan is opened with notices to its donors, follows what the books of the device confirm, becomes pressing when a donor is
+silent, and at the deadline revokes who has neither given nor answered. What is missing then is asked of others once. The
+requester gets nothing but confirmed bytes, and nobody else gets those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arbiter_sidecar import errors
+from arbiter_sidecar.arbiter import effects
+from arbiter_sidecar.arbiter.books import Books
+from arbiter_sidecar.ledger.devices import DeviceBook
+from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.plans import Donation, DonationOutcome, Plan
+from arbiter_sidecar.ledger.waiting import Waiter
+from arbiter_sidecar.policy import preemption, publication
+from arbiter_sidecar.requests import PreemptionRequest
+from arbiter_sidecar.types import DirectiveReason, EndReason, EventKind, LeaseId, Priority, ReclaimLevel
+
+#: A donor that has not answered after this part of its grace, or this many seconds, is told that it is pressing.
+ANSWER_SHARE = 0.25
+ANSWER_S = 1.0
+#: A plan ends after so many graces and the drain grace: two rounds of notices and the time until memory is gone.
+ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What somebody asks to be taken from others.
+
+    Attributes:
+        device: Where.
+        requester: The lease that asks; ``None`` for a waiting request or a person.
+        priority: With which it asks.
+        need_bytes: How much, above 0.
+        partial: Less is welcome.
+        machine: Nobody asks: the device is short by itself.
+        waiter: The waiting request it is for; ``None`` for others.
+        whole: Only whole leases help: everybody is at the minimum already.
+        grace_s: Time from notice to deadline.
+    """
+
+    device: DeviceBook
+    requester: Lease | None
+    priority: Priority
+    need_bytes: int
+    grace_s: float
+    partial: bool = False
+    machine: bool = False
+    waiter: Waiter | None = None
+    whole: bool = False
+
+
+def draft(books: Books, wish: Wish, now: float, *, fell_short: frozenset[LeaseId] = frozenset()) -> preemption.Plan:
+    """Who would have to give; changes nothing."""
+    requester = None
+    if not wish.machine:
+        own = wish.requester.lease_id if wish.requester is not None else None
+        requester = preemption.Requester(priority=wish.priority, lease_id=own)
+    return preemption.plan(
+        [_candidate(lease, wish) for lease in wish.device.live.values() if not lease.leaving],
+        wish.need_bytes,
+        requester=requester,
+        now=now,
+        rules=books.config.preemption.rules,
+        allow_partial=wish.partial,
+        fell_short=fell_short,
+    )
+
+
+def _candidate(lease: Lease, wish: Wish) -> preemption.Candidate:
+    floor = lease.elastic.floor_bytes
+    return preemption.Candidate(
+        lease_id=lease.lease_id,
+        priority=lease.request.priority,
+        granted_at=lease.created_at,
+        shrinkable=0 if wish.whole else max(0, lease.limit_bytes - floor),
+        whole=floor if wish.whole else lease.accounted_bytes,
+        preemptible=lease.request.preemptible,
+        healthy=not lease.suspect,
+        donated_at=tuple(lease.donated_at),
+        spared_until=lease.spared_until,
+        wake_cost_s=lease.wake_cost_s,
+    )
+
+
+def begin(books: Books, wish: Wish, chosen: preemption.Plan, now: float) -> Plan:
+    """Opens a plan: every donor gets its notice."""
+    rules = books.config.preemption
+    device = wish.device
+    books.plans_begun += 1
+    plan = Plan(
+        plan_id=f"plan-{books.epoch}-{books.plans_begun}",
+        device_id=device.device_id,
+        requester=wish.requester,
+        waiter=wish.waiter,
+        priority=wish.priority,
+        need_bytes=wish.need_bytes,
+        partial=wish.partial,
+        machine=wish.machine,
+        grace_s=wish.grace_s,
+        deadline=now + ROUNDS * wish.grace_s + rules.settle_s,
+    )
+    device.plan = plan
+    books.event(
+        EventKind.PREEMPTION_PLANNED,
+        device_id=device.device_id,
+        lease_id=wish.requester.lease_id if wish.requester is not None else "",
+        request_id=wish.waiter.name if wish.waiter is not None else "",
+        request=wish.waiter.request if wish.waiter is not None else None,
+        plan_id=plan.plan_id,
+        need_bytes=wish.need_bytes,
+        priority="machine" if wish.machine else wish.priority.name,
+        donors=",".join(donation.lease_id for donation in chosen.donations),
+    )
+    _ask(books, plan, chosen, now)
+    books.later(plan.deadline, "close", plan)
+    return plan
+
+
+def _ask(books: Books, plan: Plan, chosen: preemption.Plan, now: float) -> None:
+    """Sends a notice to every donor of a round."""
+    device = books.devices[plan.device_id]
+    plan.rejected = {
+        lease_id: reason.value
+        for lease_id, reason in chosen.reasons.items()
+        if reason not in (preemption.Reason.SHRINKS, preemption.Reason.REVOKED)
+    }
+    for each in chosen.donations:
+        lease = device.lease(each.lease_id)
+        donation = Donation(
+            reclaim_id=f"{plan.plan_id}-{len(plan.donations) + 1}",
+            lease=lease,
+            planned_bytes=each.amount,
+            whole=each.whole,
+            now=now,
+            grace_s=plan.grace_s,
+        )
+        plan.donations[each.lease_id] = donation
+        device.demand(lease, donation)
+        if not each.whole:
+            _squeeze(device, lease, each.amount)
+        lease.donated_at.append(now)
+        books.accounts.of(lease.request.namespace, lease.request.holder).reclaims += 1
+        books.announce(lease, DirectiveReason.PREEMPTION)
+        books.happened(
+            EventKind.RECLAIM_REQUESTED,
+            lease,
+            plan_id=plan.plan_id,
+            reclaim_id=donation.reclaim_id,
+            memory_bytes=each.amount,
+            whole=each.whole,
+            grace_s=plan.grace_s,
+        )
+    books.later(now + min(ANSWER_S, plan.grace_s * ANSWER_SHARE), "press", plan)
+    books.later(now + plan.grace_s, "collect", plan)
+
+
+def _squeeze(device: DeviceBook, lease: Lease, amount: int) -> None:
+    """Lowers what a donor is told by exactly ``amount``, and its quality to what that allows."""
+    shape, limit = lease.elastic, lease.limit_bytes - amount
+    exact = 1.0 - (shape.full_bytes - limit) / shape.slope if shape.slope > 0.0 else shape.min_quality
+    allowed = publication.quantise(exact, minimum=shape.min_quality, maximum=shape.max_quality)
+    device.squeeze(lease, quality=min(allowed, lease.quality), limit_bytes=limit)
+
+
+def follow(books: Books, device: DeviceBook, now: float) -> None:
+    """Takes in what the books of a device confirm by now; ends its plan when there is nothing left to wait for."""
+    plan = device.plan
+    if plan is None:
+        return
+    for donation in plan.donations.values():
+        gained = donation.observe()
+        if plan.requester is not None:
+            device.earmarked_bytes += gained
+        if gained and donation.short_bytes == 0 and donation.outcome is DonationOutcome.OPEN:
+            _confirm(books, donation, now)
+    if _requester_gone(books, plan):
+        close(books, plan, now, withdrawn=True)
+    elif plan.short_bytes == 0:
+        close(books, plan, now)
+
+
+def _confirm(books: Books, donation: Donation, now: float) -> None:
+    donation.outcome = DonationOutcome.CONFIRMED
+    request = donation.lease.request
+    books.accounts.of(request.namespace, request.holder).reclaim_seconds += now - donation.asked_at
+
+
+def _requester_gone(books: Books, plan: Plan) -> bool:
+    if plan.requester is not None:
+        return not plan.requester.alive
+    return plan.waiter is not None and books.queue.of(plan.waiter.tickets[0]) is not plan.waiter
+
+
+def press(books: Books, plan: Plan) -> None:
+    """Tells the donors that have not answered that it is pressing."""
+    for donation in plan.donations.values():
+        lease = donation.lease
+        silent = not donation.acknowledged and lease.applied_revision < lease.revision
+        if lease.reclaim is donation and silent and donation.level is ReclaimLevel.SOFT:
+            donation.level = ReclaimLevel.HARD
+            books.announce(lease, DirectiveReason.PREEMPTION)
+            books.happened(EventKind.RECLAIM_ESCALATED, lease, plan_id=plan.plan_id, reclaim_id=donation.reclaim_id)
+
+
+def collect(books: Books, plan: Plan, now: float) -> None:
+    """The deadline of a round: revokes who gave nothing and said nothing, and asks others for what is missing, once."""
+    device = books.devices[plan.device_id]
+    for donation in list(plan.donations.values()):
+        if donation.outcome is DonationOutcome.OPEN and donation.deadline <= now:
+            _call_in(books, plan, donation, now)
+    coming = sum(
+        donation.short_bytes for donation in plan.donations.values() if donation.outcome is DonationOutcome.REVOKED
+    )
+    missing = plan.short_bytes - coming
+    if missing <= 0 or plan.replanned:
+        return
+    plan.replanned = True
+    wish = Wish(
+        device=device,
+        requester=plan.requester,
+        waiter=plan.waiter,
+        priority=plan.priority,
+        need_bytes=missing,
+        grace_s=plan.grace_s,
+        partial=plan.partial,
+        machine=plan.machine,
+        whole=plan.requester is None,
+    )
+    again = draft(books, wish, now, fell_short=frozenset(LeaseId(lease_id) for lease_id in plan.donations))
+    if not again.refused:
+        _ask(books, plan, again, now)
+
+
+def _call_in(books: Books, plan: Plan, donation: Donation, now: float) -> None:
+    lease = donation.lease
+    if not lease.alive:
+        # It went by itself; its bytes count when they are measured gone.
+        donation.outcome = DonationOutcome.REVOKED
+        return
+    answered = donation.acknowledged or lease.applied_revision >= lease.revision
+    if donation.whole or plan.machine or not answered:
+        donation.outcome = DonationOutcome.REVOKED
+        books.accounts.of(lease.request.namespace, lease.request.holder).floor_breaches += 1
+        books.end(lease, EndReason.PREEMPTED, now)
+    else:
+        donation.outcome = DonationOutcome.PARTIAL
+        _let_off(books, donation, now)
+
+
+def _let_off(books: Books, donation: Donation, now: float) -> None:
+    """The donor need not give any more."""
+    lease = donation.lease
+    if lease.alive and lease.reclaim is donation:
+        books.device_of(lease).demand(lease, None)
+        lease.spared_until = now + books.config.preemption.cooldown_s
+        books.announce(lease, DirectiveReason.PREEMPTION)
+
+
+def close(books: Books, plan: Plan, now: float, *, withdrawn: bool = False) -> None:
+    """Ends a plan with what there is: the requester gets what was confirmed, the donors are let off."""
+    device = books.devices[plan.device_id]
+    if device.plan is not plan:
+        return
+    device.plan = None
+    confirmed = plan.confirmed_bytes
+    enough = plan.short_bytes == 0 or (plan.partial and confirmed > 0)
+    if plan.requester is not None:
+        device.earmarked_bytes -= confirmed
+        if enough and not withdrawn:
+            _credit(books, plan.requester, min(confirmed, plan.need_bytes))
+    for donation in plan.donations.values():
+        if donation.outcome is DonationOutcome.OPEN:
+            donation.outcome = DonationOutcome.CONFIRMED if donation.short_bytes == 0 else DonationOutcome.CANCELLED
+        if donation.outcome is DonationOutcome.CANCELLED and donation.lease.alive:
+            books.pending.append(effects.ReclaimCancelled(donation.lease, donation.reclaim_id))
+        _let_off(books, donation, now)
+    if enough and not withdrawn:
+        books.stats.preemptions += 1
+    error = (
+        None
+        if enough
+        else errors.NoDonor(
+            f"{confirmed} of {plan.need_bytes} bytes came free in time", confirmed=confirmed, needed=plan.need_bytes
+        )
+    )
+    books.pending.extend(effects.PlanClosed(ticket, plan, error) for ticket in plan.tickets)
+    books.event(
+        EventKind.PREEMPTION_SETTLED,
+        device_id=plan.device_id,
+        lease_id=plan.requester.lease_id if plan.requester is not None else "",
+        plan_id=plan.plan_id,
+        need_bytes=plan.need_bytes,
+        confirmed_bytes=confirmed,
+        outcome="withdrawn" if withdrawn else "enough" if enough else "too_little",
+    )
+
+
+def _credit(books: Books, requester: Lease, amount: int) -> None:
+    """The requester may use so much more, at every quality."""
+    requester.credit_bytes += amount
+    device = books.device_of(requester)
+    device.grow(requester, books.shape_of(requester))
+    books.announce(requester, DirectiveReason.PREEMPTION)
+
+
+def wish_of(books: Books, asked: PreemptionRequest) -> Wish:
+    """What a caller's request comes to.
+
+    Raises:
+        LeaseNotFound: The lease is unknown or has ended.
+        DeviceNotFound: There is no such device.
+        InvalidRequest: Neither lease nor device is named, the lease is elsewhere, or the priority is above the lease's.
+    """
+    requester = None
+    if asked.lease_id:
+        requester = books.leases.get(asked.lease_id)
+        if requester is None or not requester.alive:
+            raise errors.LeaseNotFound(f"no living lease {asked.lease_id!r}", lease_id=asked.lease_id)
+    device_id = asked.device_id or (requester.device_id if requester is not None else "")
+    if not device_id:
+        raise errors.InvalidRequest([("device_id", "is required without a lease_id")])
+    device = next((each for each in books.devices.values() if each.device_id == device_id), None)
+    if device is None:
+        raise errors.DeviceNotFound(device_id=device_id)
+    own = requester.request.priority if requester is not None else Priority.NORMAL
+    if requester is not None and requester.device_id != device_id:
+        raise errors.InvalidRequest([("device_id", f"the lease is on {requester.device_id}")])
+    if requester is not None and asked.priority is not None and asked.priority > own:
+        raise errors.InvalidRequest([("priority", f"is above that of the lease, {own.name}")])
+    return Wish(
+        device=device,
+        requester=requester,
+        priority=own if asked.priority is None else asked.priority,
+        need_bytes=asked.need_bytes,
+        grace_s=books.config.preemption.grace_s if asked.grace_s is None else asked.grace_s,
+        partial=asked.allow_partial,
+    )
+
+
+def refusal(wish: Wish, chosen: preemption.Plan) -> errors.NoDonor:
+    """Why nobody is asked."""
+    told = ", ".join(f"{lease_id}: {reason.value}" for lease_id, reason in chosen.reasons.items())
+    return errors.NoDonor(
+        f"{wish.need_bytes} bytes are needed, {chosen.available} could be taken at most ({told or 'there is no lease'})",
+        needed=wish.need_bytes,
+        available=chosen.available,
+        device_id=wish.device.device_id,
+    )
+
+
+def for_waiter(books: Books, device: DeviceBook, waiter: Waiter, short_bytes: int, now: float) -> bool:
+    """Preempts for a waiting request that even everybody's minimum leaves no room for; True when a plan is under way.
+
+    Bytes of ended leases come back by themselves and are not asked of anybody else.
+    """
+    if device.plan is not None:
+        return device.plan.waiter is waiter
+    missing = short_bytes - device.residue_bytes
+    if not waiter.request.may_preempt or waiter.request.wait_s <= 0.0 or missing <= 0:
+        return False
+    wish = Wish(
+        device=device,
+        requester=None,
+        waiter=waiter,
+        priority=waiter.request.priority,
+        need_bytes=missing,
+        grace_s=books.config.preemption.grace_s,
+        whole=True,
+    )
+    chosen = draft(books, wish, now)
+    if chosen.refused:
+        return False
+    begin(books, wish, chosen, now)
+    return True
+
+
+def for_machine(books: Books, device: DeviceBook, deficit_bytes: int, now: float) -> None:
+    """Frees what the machine itself is short of: strangers grew, and everybody's minimum does not fit any more."""
+    missing = deficit_bytes - device.residue_bytes
+    if device.plan is not None or missing <= 0 or device.frozen(now):
+        return
+    wish = Wish(
+        device=device,
+        requester=None,
+        priority=Priority.CRITICAL,
+        need_bytes=missing,
+        grace_s=books.config.preemption.grace_s,
+        partial=True,
+        machine=True,
+        whole=True,
+    )
+    chosen = draft(books, wish, now)
+    if not chosen.refused:
+        begin(books, wish, chosen, now)

@@ -1,0 +1,145 @@
+"""The book of preemptions: who was asked for what, what has been confirmed free, and for whom it is kept.
+
+Bytes are confirmed by the books of the device, never by what a donor says: what was charged or measured there when it was
+asked, less what is charged or measured now.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.waiting import Waiter
+from arbiter_sidecar.types import DeviceId, Priority, ReclaimLevel, Ticket
+
+
+class DonationOutcome(IntEnum):
+    """What became of a donation; OPEN while it is under way."""
+
+    OPEN = 0
+    CONFIRMED = 1
+    PARTIAL = 2
+    REVOKED = 3
+    CANCELLED = 4
+
+
+class Donation:
+    """What one lease is asked to give.
+
+    Attributes:
+        reclaim_id: What the holder calls the order.
+        lease: The donor, alive or ended.
+        planned_bytes: What it is asked for.
+        baseline_bytes: What was charged or measured for it when it was asked.
+        confirmed_bytes: What the books show to be free since; never falls.
+        whole: The lease as a whole is wanted; at the deadline it is revoked.
+        level: Urgency.
+        acknowledged: The holder has answered.
+        asked_at: When it was asked.
+        deadline: When it must have given, monotonic seconds.
+        outcome: What became of it.
+    """
+
+    __slots__ = (
+        "acknowledged",
+        "asked_at",
+        "baseline_bytes",
+        "confirmed_bytes",
+        "deadline",
+        "lease",
+        "level",
+        "outcome",
+        "planned_bytes",
+        "reclaim_id",
+        "whole",
+    )
+
+    def __init__(
+        self, *, reclaim_id: str, lease: Lease, planned_bytes: int, whole: bool, now: float, grace_s: float
+    ) -> None:
+        self.reclaim_id = reclaim_id
+        self.lease = lease
+        self.planned_bytes = planned_bytes
+        self.baseline_bytes = lease.accounted_bytes
+        self.confirmed_bytes = 0
+        self.whole = whole
+        self.level = ReclaimLevel.SOFT
+        self.acknowledged = False
+        self.asked_at = now
+        self.deadline = now + grace_s
+        self.outcome = DonationOutcome.OPEN
+
+    @property
+    def short_bytes(self) -> int:
+        """What is still missing."""
+        return self.planned_bytes - self.confirmed_bytes
+
+    def observe(self) -> int:
+        """Takes in what the books show now; returns the bytes confirmed since the last look."""
+        freed = min(self.planned_bytes, max(0, self.baseline_bytes - self.lease.accounted_bytes))
+        gained = max(0, freed - self.confirmed_bytes)
+        self.confirmed_bytes += gained
+        return gained
+
+
+class Plan:
+    """One preemption from the first notice to its end.
+
+    Attributes:
+        plan_id: Its name.
+        device_id: The device.
+        requester: The lease that asks; ``None`` for a waiting request, a person, or the machine itself.
+        waiter: The waiting request it is for; ``None`` for others.
+        tickets: The callers that wait for its end.
+        priority: With which it asks.
+        need_bytes: What is needed.
+        partial: Less is welcome.
+        machine: The machine itself is short: nobody asked.
+        donations: By lease id, in the order of asking.
+        rejected: Who was passed over, and why.
+        deadline: When it ends with what there is.
+        replanned: The shortfall was asked of others once already.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan_id: str,
+        device_id: DeviceId,
+        requester: Lease | None,
+        waiter: Waiter | None,
+        priority: Priority,
+        need_bytes: int,
+        partial: bool,
+        machine: bool,
+        grace_s: float,
+        deadline: float,
+    ) -> None:
+        self.plan_id = plan_id
+        self.device_id = device_id
+        self.requester = requester
+        self.waiter = waiter
+        self.tickets: list[Ticket] = []
+        self.priority = priority
+        self.need_bytes = need_bytes
+        self.partial = partial
+        self.machine = machine
+        self.grace_s = grace_s
+        self.deadline = deadline
+        self.donations: dict[str, Donation] = {}
+        self.rejected: dict[str, str] = {}
+        self.replanned = False
+
+    @property
+    def confirmed_bytes(self) -> int:
+        """What is free by now."""
+        return sum(donation.confirmed_bytes for donation in self.donations.values())
+
+    @property
+    def short_bytes(self) -> int:
+        """What is still missing."""
+        return max(0, self.need_bytes - self.confirmed_bytes)
+
+    def observe(self) -> int:
+        """Takes in what the books show now; returns the bytes confirmed since the last look."""
+        return sum(donation.observe() for donation in self.donations.values())
