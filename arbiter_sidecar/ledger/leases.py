@@ -34,7 +34,7 @@ class Lease:
         limit_bytes: Bytes at the published quality.
         charged_bytes: Bytes the books hold for it; above ``limit_bytes`` until a reduction is confirmed.
         measured_bytes: Bytes its processes hold; ``None`` when unknown.
-        measured_over: A sample since the last reduction was above the limit, so that a fall proves compliance.
+        measured_over: It was above its limit when it was told that or since, so that a fall proves compliance.
         exited: Which of its processes have exited.
         delivered: Somebody has received it.
         deadline: End without another heartbeat, monotonic seconds.
