@@ -9,7 +9,7 @@ import difflib
 import math
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from arbiter_sidecar.types import WorkloadType
 Raw = object
 DEVICE_MODES = ("auto", "nvidia", "amd", "host", "static")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+#: Sizes beyond this, and times beyond ten years, are mistakes in units; arithmetic with them would leave 64 bits.
+MAX_BYTES = 1 << 53
+MAX_SPAN_S = 315_360_000.0
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -48,7 +51,13 @@ def _text(raw: Raw) -> str:
 
 
 def _path(raw: Raw) -> Path:
-    return Path(_text(raw)).expanduser()
+    text = _text(raw)
+    if not text or "\0" in text:
+        raise ValueError(f"is {raw!r}, must be a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"is {raw!r}: {error}") from error
 
 
 def _size(raw: Raw) -> int:
@@ -57,14 +66,16 @@ def _size(raw: Raw) -> int:
     size = raw if isinstance(raw, int) else parse_bytes(raw)
     if size <= 0:
         raise ValueError(f"is {raw!r}, must be more than nothing")
+    if size > MAX_BYTES:
+        raise ValueError(f"is {raw!r}, more than any machine has")
     return size
 
 
 def _seconds(*, least: float = 0.0) -> Callable[[Raw], float]:
     def parse(raw: Raw) -> float:
         seconds = _span(raw)
-        if not (math.isfinite(seconds) and seconds >= least):
-            raise ValueError(f"is {raw!r}, must be a time of at least {least:g} s")
+        if not least <= seconds <= MAX_SPAN_S:
+            raise ValueError(f"is {raw!r}, must be a time of at least {least:g} s and at most ten years")
         return seconds
 
     return parse
@@ -78,7 +89,10 @@ def _span(raw: Raw) -> float:
     unit = text[len(number) :] or "s"
     if unit not in _UNITS:
         raise ValueError(f"is {raw!r}, must be a time such as 15s, 500ms or 2m")
-    return _number(number) * _UNITS[unit]
+    try:
+        return float(number) * _UNITS[unit]
+    except ValueError:
+        raise ValueError(f"is {raw!r}, must be a time such as 15s, 500ms or 2m") from None
 
 
 def _number(raw: Raw) -> float:
@@ -128,6 +142,15 @@ def _loopback(raw: Raw) -> str:
     return text
 
 
+def _foreign(raw: Raw) -> str:
+    """Whose memory is foreign on the host device."""
+    text = _text(raw)
+    word, colon, place = text.partition(":")
+    if (word in ("none", "machine") and not colon) or (word in ("cgroup", "pids") and place):
+        return text
+    raise ValueError(f"is {text!r}, must be none, machine, cgroup:PATH or pids:FILE")
+
+
 def _devices(raw: Raw) -> tuple[tuple[str, int], ...]:
     """Static devices: ``name=SIZE,…`` in text, a table ``name = "SIZE"`` in the file."""
     if isinstance(raw, Mapping):
@@ -135,7 +158,7 @@ def _devices(raw: Raw) -> tuple[tuple[str, int], ...]:
     else:
         parts = [part.partition("=") for part in _text(raw).split(",") if part]
         pairs = [(name.strip(), size) for name, _, size in parts]
-    if any(not name for name, _ in pairs) or len({name for name, _ in pairs}) < len(pairs):
+    if any(not (name and name.isprintable()) for name, _ in pairs) or len({name for name, _ in pairs}) < len(pairs):
         raise ValueError(f"is {raw!r}, must be different names with sizes, such as gpu0=24GiB,gpu1=24GiB")
     return tuple((name, _size(size)) for name, size in pairs)
 
@@ -218,7 +241,7 @@ class Config:
     host_foreign: str | None = field(
         default=None,
         metadata=_option(
-            "host.foreign", _text, "whose memory counts as foreign: none, machine, cgroup:PATH or pids:FILE"
+            "host.foreign", _foreign, "whose memory counts as foreign: none, machine, cgroup:PATH or pids:FILE"
         ),
     )
     host_proc: Path | None = field(
@@ -365,6 +388,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
     table = _read(file, faults) if file is not None else {}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    faulty: set[str] = set()
     for option in OPTIONS:
         raw: Raw
         if option.name in flags:
@@ -380,14 +404,16 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
         try:
             values[option.name] = option.parse(raw)
         except ValueError as error:
+            faulty.add(option.name)
             faults.append(f"{origin} {error}")
-    faults += [f"{file}: {key} is unknown{_nearest(key)}" for key in table.keys() - {each.key for each in OPTIONS}]
-    if not faults:
-        config = Config(**values)
-        faults = _across(config)
-        if not faults:
-            return Loaded(config, origins)
-    raise ConfigError(faults)
+    known = {option.key for option in OPTIONS}
+    faults += [f"{file}: {key} is unknown{_nearest(key)}" for key in table if key not in known]
+    # Where a value has a fault of its own, its default stands in for it, and what that contradicts is no fault.
+    config, sound = Config(**values), origins.keys() - faulty
+    faults += [fault for names, fault in _across(config) if sound.issuperset(names)]
+    if faults:
+        raise ConfigError(faults)
+    return Loaded(config, origins)
 
 
 def _read(file: Path, faults: list[str]) -> dict[str, Raw]:
@@ -413,16 +439,15 @@ def _nearest(key: str) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _across(config: Config) -> list[str]:
-    """Faults that no single value has."""
-    faults = []
+def _across(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Faults that no single value has, each with the fields that it is about."""
     if not config.ttl_min_s <= config.ttl_default_s <= config.ttl_max_s:
-        faults.append(
+        yield (
+            ("ttl_min_s", "ttl_default_s", "ttl_max_s"),
             "lease.ttl-min, lease.ttl-default and lease.ttl-max must not fall: "
-            f"{config.ttl_min_s:g} s, {config.ttl_default_s:g} s, {config.ttl_max_s:g} s"
+            f"{config.ttl_min_s:g} s, {config.ttl_default_s:g} s, {config.ttl_max_s:g} s",
         )
     if config.devices == "static" and not config.static_devices:
-        faults.append("devices.mode is static, but devices.static names no device")
+        yield ("devices", "static_devices"), "devices.mode is static, but devices.static names no device"
     if config.soft_target == 0.0:
-        faults.append("quality.soft-target is 0, which would leave nothing to anybody")
-    return faults
+        yield ("soft_target",), "quality.soft-target is 0, which would leave nothing to anybody"

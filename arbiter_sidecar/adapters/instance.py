@@ -13,6 +13,10 @@ from pathlib import Path
 #: Names in the state directory.
 LOCK_NAME = "lock"
 EPOCH_NAME = "epoch"
+#: The fences of an epoch begin at 2³² times its number and must stay within 63 bits.
+MAX_EPOCH = (1 << 31) - 1
+#: Longer files are not worth reading as a number.
+MAX_EPOCH_BYTES = 32
 
 
 class InstanceTakenError(OSError):
@@ -57,12 +61,14 @@ def next_epoch(state_dir: Path) -> int:
     """
     path = state_dir / EPOCH_NAME
     try:
-        text = path.read_text("ascii")
+        raw = path.read_bytes()
     except FileNotFoundError:
-        text = "0"
-    if not text.strip().isdecimal():
-        raise OSError(f"{path} does not hold an epoch; restore it with a number larger than any epoch before")
-    epoch = int(text) + 1
+        raw = b"0"
+    if not raw.strip().isdigit() or len(raw) > MAX_EPOCH_BYTES or int(raw) >= MAX_EPOCH:
+        raise OSError(
+            f"{path} does not hold an epoch; restore it with a number larger than any epoch before and below {MAX_EPOCH}"
+        )
+    epoch = int(raw) + 1
     fresh = path.with_suffix(".new")
     with fresh.open("w", encoding="ascii") as file:
         file.write(f"{epoch}\n")

@@ -321,7 +321,6 @@ class Arbiter:
             books.bury(lease, now)
         for lease in device.live.values():
             if lease.measured_over and lease.measured_bytes is not None and lease.measured_bytes <= lease.limit_bytes:
-                lease.measured_over = False
                 device.charge(lease, lease.limit_bytes)
         self._reconcile([device], now)
 

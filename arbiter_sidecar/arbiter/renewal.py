@@ -180,7 +180,6 @@ class Renewals:
             freed_bytes=freed,
         )
         if freed > 0:
-            lease.measured_over = False
             device.charge(lease, lease.limit_bytes)
             if device.candidate is not None or device.starved or device.plan is not None:
                 outcome.touched[lease.device_id] = None

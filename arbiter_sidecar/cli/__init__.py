@@ -15,7 +15,8 @@ from arbiter_sidecar import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = _parser(probes_only=words[:1] == ["health"]).parse_args(words)
     verb = parsed.verb
     # Each verb imports what it needs: a health probe runs every few seconds and must start fast.
     if verb == "health":
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return serve.run(loaded.config)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, probes_only: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="arbiter-sidecar", description="Lets several AI programs share one GPU machine."
     )
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = verbs.add_parser("serve", help="serve until SIGTERM")
     check = verbs.add_parser("check-config", help="show every setting and where it comes from, or every fault")
     check.add_argument("--json", action="store_true", help="as JSON")
-    if len(sys.argv) < 2 or sys.argv[1] != "health":
+    if not probes_only:
         from arbiter_sidecar.cli import settings
 
         for verb in (serve, check):

@@ -9,7 +9,6 @@ import secrets
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import structlog
@@ -27,6 +26,8 @@ from arbiter_sidecar.runtime import Runtime, SamplingRates
 
 #: Exit code for "somebody else does this already": try again later (sysexits EX_TEMPFAIL).
 EXIT_TAKEN = 75
+#: Exit code for a failure, at the start or later.
+EXIT_FAILED = 1
 #: Full collections with many streams take long pauses: collect young objects, leave the old alone.
 GC_THRESHOLDS = (50_000, 50, 100)
 #: How long streams have to end by themselves once everything is said.
@@ -50,7 +51,7 @@ def run(config: Config) -> int:
         return EXIT_TAKEN
     except (detect.DetectionError, ListenError, OSError, ValueError) as error:
         print(f"arbiter-sidecar: {error}", file=sys.stderr)
-        return 1
+        return EXIT_FAILED
     finally:
         locks.release()
 
@@ -133,23 +134,28 @@ async def _serve(config: Config, epoch: int) -> int:
             listen=f"{config.listen.rpartition(':')[0]}:{port}" if port else "",
             devices=[probe.facts.device_id for probe in found.probes],
         )
-        await stopping.wait()
-        await _drain(server, runtime, hurrying, config)
+        await _first(stopping, runtime.failed)
+        if not runtime.failed.is_set():
+            await _drain(server, runtime, hurrying, config)
     finally:
         await server.stop(STOP_GRACE_S if not hurrying.is_set() else 0.0)
         await runtime.stop()
         await _close(thread, found.probes)
-        _forget_socket(config.socket)
     _log.info("stopped", epoch=epoch)
-    return 0
+    return EXIT_FAILED if runtime.failed.is_set() else 0
 
 
 async def _drain(server: Server, runtime: Runtime, hurrying: asyncio.Event, config: Config) -> None:
     """Waits for the leases to end, for the time to be up, or for a second signal."""
     await server.drain()
     _log.info("draining", leases=len(runtime.books.leases), timeout_s=config.drain_timeout_s)
-    waits = [asyncio.create_task(event.wait()) for event in (runtime.settled, hurrying)]
-    await asyncio.wait(waits, timeout=config.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    await _first(runtime.settled, hurrying, runtime.failed, timeout_s=config.drain_timeout_s)
+
+
+async def _first(*events: asyncio.Event, timeout_s: float | None = None) -> None:
+    """Returns when one of the events is set, or the time is up."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
 
@@ -161,9 +167,3 @@ async def _close(thread: probing.ProbeThread, probes: Sequence[DeviceProbe]) -> 
         except OSError as error:
             # A driver that hangs is left to the end of the process; there is nothing more to lose.
             _log.warning("probe_not_closed", device_id=probe.facts.device_id, error=str(error))
-
-
-def _forget_socket(path: Path) -> None:
-    """grpcio removes the socket when it stops; a server that never got so far leaves one behind."""
-    if path.is_socket():
-        path.unlink()

@@ -44,7 +44,7 @@ class Lease:
         donated_at: When it was asked to give.
         spared_until: Until when it is left in peace after giving.
         wake_cost_s: Seconds it took to come back after it had given; 0 before it was measured.
-        measured_over: A sample since the last reduction was above the limit, so that a fall proves compliance.
+        measured_over: It was above its limit when it was told that or since, so that a fall proves compliance.
         exited: Which of its processes have exited.
         delivered: Somebody has received it.
         deadline: End without another heartbeat, monotonic seconds.

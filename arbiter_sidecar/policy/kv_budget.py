@@ -24,7 +24,7 @@ DEMAND_STEP_DIVISOR = 20
 
 @dataclass(slots=True, kw_only=True)
 class Engine:
-    """One KV engine. Amounts are tokens.
+    """One KV engine. Amounts are tokens, at least 0.
 
     Attributes:
         lease_id: Its lease; decides ties.
@@ -138,8 +138,8 @@ def _level(
 ) -> tuple[list[int], list[int], int, int]:
     """Finds the level at which Σ clamp(level · weight, floor, bound) is ``total``, which lies between the extremes.
 
-    Returns what everybody gets who stands at a limit, who stands between the limits, what is left for them together, and
-    their weight together: the level is the quotient of the last two.
+    Returns what everybody gets who stands at a limit, who stands between the limits, what is left for those together,
+    and their weight together: the level is the quotient of the last two.
     """
     count = len(weights)
     # Two steps for each engine, its number doubled: its share starts to rise when the level passes floor / weight, and

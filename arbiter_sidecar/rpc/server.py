@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Largest request: a heartbeat with everything in it is half of this.
 MAX_REQUEST_BYTES = 64 * 1024
+#: Bytes that the kernel allows for the path of a Unix socket.
+MAX_SOCKET_PATH = 107
 #: Health names beside those of the services: is the process alive, and does it take work?
 LIVENESS = "liveness"
 READINESS = "readiness"
@@ -99,12 +102,16 @@ class Server:
         """Serves on a Unix socket that only the owner and the group may use.
 
         Raises:
-            ListenError: The path is taken by something that is no socket, or cannot be bound.
+            ListenError: The path is taken by something that is no socket or that somebody serves, or cannot be bound.
         """
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise ListenError(
+                f"{path} is longer than the {MAX_SOCKET_PATH} bytes a Unix socket may have; choose a shorter path"
+            )
         if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
             raise ListenError(f"{path} exists and is no socket; remove it or choose another path")
-        if len(os.fsencode(path)) > 107:
-            raise ListenError(f"{path} is longer than the 107 bytes a Unix socket may have; choose a shorter path")
+        if _is_served(path):
+            raise ListenError(f"{path} is served by somebody else; choose another path")
         # The mode must be right from the first moment, so it comes from the mask and not from a change afterwards.
         before = os.umask(0o117)
         try:
@@ -149,3 +156,17 @@ class Server:
         self._arbiter.close()
         self._state.close()
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
+
+
+def _is_served(path: Path) -> bool:
+    """Whether somebody listens on a socket; grpcio would replace it without asking."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as guest:
+        guest.setblocking(False)
+        try:
+            guest.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except BlockingIOError:
+            # So many are in line that there must be somebody at its head.
+            return True
+        return True

@@ -68,7 +68,16 @@ class Grant:
 
 
 class Runtime:
-    """Commands from the outside, with the time added; effects to the outside, in order."""
+    """Commands from the outside, with the time added; effects to the outside, in order.
+
+    Attributes:
+        clock: The clock.
+        events: The audit events.
+        started_at: When it was made, monotonic seconds.
+        settled: Set while no lease lives.
+        failed: Set when a defect has stopped its time: nothing expires and nobody's wait ends any more, so the process
+            must.
+    """
 
     def __init__(
         self,
@@ -91,6 +100,7 @@ class Runtime:
         self.events = EventLog()
         self.started_at = clock.now()
         self.settled = asyncio.Event()
+        self.failed = asyncio.Event()
         for probe in probes:
             arbiter.add_device(probe.facts, clock.now())
         self._samplers = {
@@ -145,12 +155,20 @@ class Runtime:
             _log.error("sampling_stopped", error=repr(error))
 
     def _tick(self) -> None:
+        try:
+            self._pass_time()
+        except Exception as error:
+            _log.error("time_stopped", error=repr(error), exc_info=error)
+            self.failed.set()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(self._rest(), self._tick)
+
+    def _pass_time(self) -> None:
         begun = self.clock.now()
         more = True
         while more and self.clock.now() - begun < SWEEP_BUDGET_S:
             more = self._arbiter.advance(self.clock.now(), SWEEP_STEP)
         self._carry_out()
-        self._timer = asyncio.get_running_loop().call_later(self._rest(), self._tick)
 
     def _rest(self) -> float:
         """Seconds until something is due, at most a pulse."""

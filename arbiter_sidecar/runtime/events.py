@@ -75,6 +75,11 @@ class EventLog:
         self._watchers: set[Watcher] = set()
         self.sequence = 0
 
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return len(self._watchers)
+
     def add(self, happened: Happened, wall_time: float) -> AuditEvent:
         """Numbers an event, remembers it and hands it to every watcher."""
         self.sequence += 1

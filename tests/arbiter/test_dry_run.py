@@ -35,10 +35,11 @@ def test_dry_run_does_not_fit_when_somebody_waits_already(desk: Desk) -> None:
 
 
 def test_dry_run_takes_the_device_nobody_waits_for(desk: Desk) -> None:
-    desk.box(20, "large")
+    desk.box(30, "large")
     desk.box(10, "small")
     desk.take(wish("a", 12, rigid=True, device="large"))
-    desk.ask(wish("b", 12, rigid=True, wait=60))
+    desk.ask(wish("b", 20, rigid=True, wait=60))
+    # The larger one has more room, but somebody waits for it.
     dry = desk.arbiter.dry_run(wish("c", 2, rigid=True), desk.now)
     assert (dry.device_id, dry.fits) == ("small", True)
     assert desk.take(wish("c", 2, rigid=True)).device_id == "small"

@@ -217,6 +217,19 @@ def test_bytes_that_are_gone_after_the_lock_delay_are_free(desk: Desk) -> None:
     assert (device.residue_bytes, device.foreign_bytes, device.available_bytes) == (0, 0, gib(24))
 
 
+def test_ceiling_does_not_jump_when_the_lock_delay_is_over(desk: Desk) -> None:
+    device = desk.add("gpu", 24, Attribution.DEVICE_ONLY)
+    desk.sample({}, foreign=None, used=0.0)
+    desk.release(desk.take(wish("a", 4, rigid=True, pids=(1,))))
+    desk.now = 30.0
+    desk.sample({}, foreign=None, used=16.0)
+    desk.sample({}, foreign=None, used=4.0)
+    assert device.ceiling_bytes == gib(15)
+    desk.at(30.0)
+    # The 4 GiB that are left are foreign now, and strangers' memory comes back by quarters as ever.
+    assert (device.residue_bytes, device.foreign_bytes, device.ceiling_bytes) == (0, gib(4), gib(15))
+
+
 # Processes ----------------------------------------------------------------------------------------------------------
 
 

@@ -125,8 +125,10 @@ def test_announced_silence_never_shortens_the_window_or_the_look_out(desk: Desk)
     lease = desk.take(wish(ttl=10, window=200))
     desk.now = 5.0
     desk.report(lease, busy=1.0)
+    desk.now = 20.0
+    desk.beat(lease)
+    # Where the window ended early, this beat would move the deadline before the moment of the next look.
     assert lease.deadline == 200.0
-    # Where the window ended early, the next beat would move the deadline before the moment of the next look.
     desk.now = 195.0
     desk.beat(lease)
     assert desk.arbiter.next_deadline() == 200.0
@@ -153,7 +155,7 @@ def test_many_leases_expire_in_bounded_steps(desk: Desk) -> None:
 def test_deadline_is_never_late_when_leases_come_and_go(desk: Desk) -> None:
     desk.box(1000)
     lasting = desk.take(wish("w", 1, ttl=50))
-    for moment in range(1, 400):
+    for moment in range(1, 150):
         desk.now = moment / 100
         desk.release(desk.take(wish("w", 0.001, ttl=300)))
     assert desk.arbiter.next_deadline() == 25.0

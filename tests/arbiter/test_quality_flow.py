@@ -359,6 +359,19 @@ def test_refused_target_is_asked_again_when_the_hold_is_over(desk: Desk) -> None
     assert qualities([llm, image]) == [0.85, 0.85]
 
 
+def test_next_rise_is_that_of_the_first_who_may(desk: Desk) -> None:
+    device = desk.card(24)
+    first, second = desk.take(wish("a", 8, ttl=300)), desk.take(wish("b", 8, ttl=300))
+    desk.sample({}, foreign=12.0)
+    assert qualities([first, second]) == [0.52, 0.52]
+    for _ in range(20):
+        desk.sample({}, foreign=0.0)
+    desk.now = 3.0
+    desk.report(second, ReportOutcome.REFUSED, achievable=0.6)
+    assert (first.published.next_step, second.published.next_step) == (5.0, 8.0)
+    assert device.next_step == desk.arbiter.next_deadline() == 5.0
+
+
 def test_hold_is_counted_from_the_newest_refusal(desk: Desk) -> None:
     desk.box(24)
     llm = desk.take(wish("llm", 12, ttl=300))

@@ -23,7 +23,9 @@ def play(seed: int) -> list[str]:
     desk = Desk(replace(LINEAR, pause_guard_s=4.0))
     desk.card(24)
     desk.box(12)
+    lines: list[str] = []
     for _ in range(STEPS):
+        lines += [describe(effect) for effect in desk.effects[len(lines) :]]
         leases = list(desk.books.leases)
         verb = chance.choice(("ask", "ask", "report", "report", "beat", "release", "exit", "sample", "at", "cancel"))
         if verb == "ask":
@@ -45,7 +47,7 @@ def play(seed: int) -> list[str]:
                 desk.beat(*leases)
             else:
                 desk.release(lease)
-    return [describe(effect) for effect in desk.effects]
+    return lines
 
 
 def ask(desk: Desk, chance: random.Random) -> None:
@@ -76,22 +78,21 @@ def digest() -> str:
 
 def test_effects_are_the_same_when_the_commands_are_repeated() -> None:
     first = play(7)
-    assert len(first) > STEPS
+    assert len(first) > 200
     assert first == play(7)
     assert first != play(8)
 
 
 def test_effects_are_the_same_when_hashes_differ(repository: Path) -> None:
-    found = {digest()}
-    for salt in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", "from tests.arbiter import test_replay; print(test_replay.digest())"],
-            cwd=repository,
-            env={**os.environ, "PYTHONHASHSEED": salt, "PYTHONPATH": str(repository)},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        found.add(done.stdout.strip())
-    assert len(found) == 1
+    # This process has a salt of its own, by chance as a rule.
+    salt = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.arbiter import test_replay; print(test_replay.digest())"],
+        cwd=repository,
+        env={**os.environ, "PYTHONHASHSEED": salt, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == digest()

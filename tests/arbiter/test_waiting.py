@@ -6,7 +6,7 @@ import pytest
 
 from arbiter_sidecar import errors
 from arbiter_sidecar.types import EventKind
-from tests.arbiter.desk import Desk, qualities, wish
+from tests.arbiter.desk import Desk, gib, qualities, wish
 
 
 def test_first_comer_is_served_first_when_a_later_one_would_fit(desk: Desk) -> None:
@@ -49,16 +49,21 @@ def test_request_is_granted_when_reductions_are_applied(desk: Desk) -> None:
 
 
 def test_nobody_rises_while_a_request_waits_for_reductions(desk: Desk) -> None:
-    desk.box(24)
-    big, middle = desk.take(wish("a", 10, ttl=300)), desk.take(wish("b", 10, ttl=300))
-    tail = desk.take(wish("c", 3, ttl=300))
-    desk.apply(big, middle, tail)
-    lowered = qualities([big, middle])
-    desk.release(tail)
-    ticket = desk.ask(wish("d", 14, wait=200))
-    desk.at(20.0)
+    device = desk.card(24)
+    greedy, modest = desk.take(wish("a", 12, pids=(1,), ttl=300)), desk.take(wish("b", 4, pids=(2,), ttl=300))
+    desk.sample({1: 12.0, 2: 4.0}, foreign=10.0)
+    desk.apply(greedy, modest)
+    assert qualities([greedy, modest]) == [0.65, 0.65]
+    for _ in range(30):
+        desk.sample({1: 16.0, 2: 2.6})
+    ticket = desk.ask(wish("c", 8, wait=200))
+    desk.live(20.0, held={1: 16.0, 2: 2.6})
+    # With all three, everybody could have 0.85, and for the modest one there are bytes: they are for the one who waits.
     assert desk.waits(ticket)
-    assert all(now <= before for now, before in zip(qualities([big, middle]), lowered, strict=True))
+    assert device.available_bytes > gib(5)
+    assert qualities([greedy, modest]) == [0.65, 0.65]
+    desk.sample({1: 7.8, 2: 2.6})
+    assert qualities([greedy, modest, desk.lease(ticket)]) == [0.7, 0.7, 0.85]
 
 
 @pytest.mark.parametrize("leaver", ["cancel", "timeout"])
@@ -106,11 +111,11 @@ def test_waiting_ends_without_a_reason_when_earlier_requests_were_never_served(d
 def test_second_device_is_used_when_the_first_is_waited_for(desk: Desk) -> None:
     desk.box(20, "first")
     desk.box(20, "second")
-    desk.take(wish("a", 20, rigid=True, device="first", ttl=300))
+    desk.take(wish("a", 18, rigid=True, device="first", ttl=300))
     desk.take(wish("b", 15, rigid=True, device="second", ttl=300))
     waiting = desk.ask(wish("c", 8, rigid=True, device="first", wait=60))
     assert desk.lease(desk.ask(wish("d", 5, rigid=True, wait=60))).device_id == "second"
-    # Behind the first on its device, although the other has nobody waiting.
+    # It would fit, and the other device has nobody waiting; but on its own somebody came first.
     behind = desk.ask(wish("e", 1, rigid=True, device="first", wait=60))
     assert desk.waits(waiting)
     assert desk.waits(behind)
@@ -137,4 +142,3 @@ def test_request_waits_on_when_its_device_is_lost(desk: Desk) -> None:
     assert (waiter.device_id, waiter.reason, waiter.reclaiming) == (None, "its device is lost", False)
     desk.sample({1: 0.0})
     assert desk.lease(ticket).device_id == "gpu"
-

@@ -38,9 +38,7 @@ def lease(fence: int, *processes: Process, quality: float = 1.0, ttl: float = 15
     request = AllocationRequest(
         holder="w", workload=WorkloadType.OTHER, memory_bytes=100, processes=processes, ttl_s=ttl
     )
-    made = Lease(
-        lease_id=LeaseId(f"lease-{fence}"), handle=fence, fence=fence, device_id=GPU, request=request, now=0.0
-    )
+    made = Lease(lease_id=LeaseId(f"lease-{fence}"), handle=fence, fence=fence, device_id=GPU, request=request, now=0.0)
     made.elastic = SHAPE
     made.published = Published(quality)
     made.limit_bytes = made.charged_bytes = SHAPE.bytes_at(quality)

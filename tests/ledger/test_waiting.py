@@ -63,6 +63,16 @@ def test_request_stays_until_its_last_caller_leaves() -> None:
     queue.check()
 
 
+def test_any_caller_may_leave_first() -> None:
+    queue = AdmissionQueue()
+    first = waiter(1)
+    queue.add(first)
+    queue.join(first, Ticket(2), 20.0)
+    assert queue.leave(Ticket(2)) is None
+    assert (queue.of(Ticket(1)), queue.of(Ticket(2)), first.tickets) == (first, None, [Ticket(1)])
+    queue.check()
+
+
 def test_unknown_ticket_cannot_leave() -> None:
     with pytest.raises(KeyError):
         AdmissionQueue().leave(Ticket(1))

@@ -52,16 +52,9 @@ def exact_shares(weights: Sequence[int], bounds: Sequence[tuple[int, int]], tota
         return [Fraction(high) for _, high in bounds]
     turns = sorted({Fraction(end, weight) for weight, pair in zip(weights, bounds, strict=True) for end in pair})
     below = max((turn for turn in turns if sum(_clamped(turn, weights, bounds)) <= total), default=Fraction(0))
-    level = below
-    rate = sum(
-        weight
-        for weight, (low, high) in zip(weights, bounds, strict=True)
-        if low <= below * weight and below * weight < high
-    )
-    missing = total - sum(_clamped(below, weights, bounds))
-    if missing:
-        level = below + missing / rate
-    return _clamped(level, weights, bounds)
+    rising = [weight for weight, (low, high) in zip(weights, bounds, strict=True) if low <= below * weight < high]
+    missing = total - sum(_clamped(below, weights, bounds), Fraction(0))
+    return _clamped(below + missing / sum(rising) if missing else below, weights, bounds)
 
 
 def allocate(engines: Sequence[Engine], total: int, permille: int) -> list[int]:
@@ -70,7 +63,7 @@ def allocate(engines: Sequence[Engine], total: int, permille: int) -> list[int]:
     sharing = [index for index, share in enumerate(shares(engines)) if share]
     bounds = [bounds_of(engines[index], total, permille) for index in sharing]
     exact = exact_shares([engines[index].weight for index in sharing], bounds, total)
-    units = _rounded(exact, [engines[index].lease_id for index in sharing], min(total, sum(high for _, high in bounds)))
+    units = _rounded(exact, [engines[index] for index in sharing], min(total, sum(high for _, high in bounds)))
     for index, amount in zip(sharing, units, strict=True):
         budgets[index] = amount
     return budgets

@@ -69,9 +69,9 @@ def ill(engine: Engine) -> Engine:
         pytest.param(1000, [engine(0)], 500, [500], id="alone-under-a-strict-cap"),
         pytest.param(1000, [engine(0, demand=0), engine(1)], 1000, [0, 1000], id="no-demand"),
         pytest.param(1000, [engine(0, cap=0, floor=5), engine(1)], 1000, [0, 1000], id="a-cap-below-the-floor"),
-        pytest.param(1000, [engine(0, cap=-1), engine(1, demand=-1)], 1000, [0, 0], id="nonsense-counts-as-none"),
         pytest.param(1000, [engine(0, floor=600), engine(1, floor=400)], 1000, [600, 400], id="floors-fit-exactly"),
         pytest.param(1000, [engine(0, floor=2000), engine(1)], 900, [900, 100], id="a-floor-above-the-cap"),
+        pytest.param(5, [engine(0, floor=3), engine(1, 2, floor=3)], 1000, [2, 3], id="cut-floors-and-an-odd-token"),
         pytest.param(7, [engine(0, floor=3), engine(1, floor=3), engine(2)], 1000, [3, 3, 1], id="floors-and-a-rest"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ FEW = settings(max_examples=80, deadline=None, derandomize=True)
 
 def crowd(source: random.Random, *, most: int = 12) -> tuple[list[Engine], int, int]:
     """Some engines, a total, a cap in thousandths; numbers anything from crumbs to a large card."""
-    scale = source.choice((3, 30, 1000, 10**6, 2**40))
+    scale = source.choice((3, 30, 1000, 10**6, 2**40, 2**55))
     heaviest = source.choice((1, 3, 100, 10**6))
     engines = [
         Engine(
@@ -82,7 +83,7 @@ def test_heavier_engines_get_no_less_when_bounds_are_equal(seed: int) -> None:
     engines = [replace(each, floor=floor, cap=cap, demand=None, active=True, healthy=True) for each in engines]
     budgets = kv_budget.allocate(engines, total, engine_cap_permille=permille)
     pairs = sorted(zip((each.weight for each in engines), budgets, strict=True))
-    for (light, less), (heavy, more) in zip(pairs, pairs[1:], strict=False):
+    for (light, less), (heavy, more) in pairwise(pairs):
         assert less <= more or (light == heavy and less == more + 1)
         if light == heavy:
             assert more - less <= 1

@@ -1,7 +1,7 @@
 """What the KV scheduler this one replaces promised or tested, and where this one differs on purpose.
 
-Each of its eight tests is here by what it asked. It counted tokens of one round; here a budget bounds what is resident. It
-gave the shares of idle engines, and what rounding left, to the engine that had registered first, past its cap.
+Each of its eight tests is here by what it asked. It counted tokens of one round; here a budget bounds what is resident.
+It gave the shares of idle engines, and what rounding left, to the engine that had registered first, past its cap.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def test_equal_engines_get_equal_budgets_when_a_third_is_idle() -> None:
 
 
 def test_every_token_is_given_when_shares_are_smaller_than_one() -> None:
-    """A deliberate difference: the source gave nobody anything, and an idle heavy one left an active one with nothing."""
+    """A deliberate difference: the source gave nobody anything, and an active light one nothing beside an idle heavy one."""
     assert kv_budget.allocate(scheduler((0, 1, True), (1, 1, True), (2, 1, True)), 2) == [1, 1, 0]
     assert kv_budget.allocate(scheduler((0, 1, True), (1, 100, False)), 10, engine_cap_permille=SOURCE_CAP) == [9, 0]
 

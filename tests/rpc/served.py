@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,76 +16,38 @@ from grpc_status import rpc_status
 from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter.v1 import arbiter_service_pb2_grpc, lease_pb2, state_service_pb2, state_service_pb2_grpc
 from arbiter_sidecar.adapters.clock import MonotonicClock
-from arbiter_sidecar.arbiter import Arbiter, ArbiterConfig, Names
-from arbiter_sidecar.ledger.devices import DeviceRules
 from arbiter_sidecar.ports import Clock
 from arbiter_sidecar.rpc.convert import LeaseTimes
 from arbiter_sidecar.rpc.server import Limits, Server
-from arbiter_sidecar.runtime import Runtime, SamplingRates
-from arbiter_sidecar.types import GIB, DirectiveReason, WorkloadType
-from tests.runtime.fakes import FakeProbe, FakeWatch, at_once, facts
-
-#: Seconds; a guard against hanging, far above what anything here takes.
-GUARD_S = 20.0
-EPOCH = 7
+from arbiter_sidecar.types import GIB, DirectiveReason
+from tests.runtime.driving import EPOCH, Driven, Outside
+from tests.runtime.fakes import GUARD_S
 
 LLM = lease_pb2.WORKLOAD_TYPE_LLM_INFERENCE
 IMAGE = lease_pb2.WORKLOAD_TYPE_IMAGE_GENERATION
 
-#: Bytes are proportional to quality; ended leases give theirs back at the next look; no pause is absorbed, so that a
-#: clock of the test may jump.
-CORE = ArbiterConfig(
-    pause_guard_s=0.0,
-    elasticity=dict.fromkeys(WorkloadType, 1.0),
-    rules=DeviceRules(lock_delay_s=0.0, lock_delay_ttls=0.0),
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(Outside):
     """What a test may choose about its server.
 
     Attributes:
-        devices: Name and bytes of each device; nothing is measured on them.
-        measured: Devices on which processes are measured.
-        core: Rules of the core.
-        clock: The clock.
+        clock: The clock; a real one unless the test wants to move it.
         times: Bounds of the time to live.
         limits: Of the server.
-        pids: Processes that can be seen.
     """
 
-    devices: Mapping[str, int] = field(default_factory=lambda: {"gpu0": 24 * GIB})
-    measured: Mapping[str, int] = field(default_factory=dict)
-    core: ArbiterConfig = CORE
     clock: Clock = field(default_factory=MonotonicClock)
     times: LeaseTimes = field(default_factory=LeaseTimes)
     limits: Limits = field(default_factory=Limits)
-    pids: tuple[int, ...] = ()
 
 
-class Served:
+class Served(Driven):
     """A server and what a test needs to talk to it and to look into it."""
 
     def __init__(self, setting: Setting, path: Path) -> None:
-        lease_numbers, handles = itertools.count(1), itertools.count(1001)
-        names = Names(lease_id=lambda: f"lease-{next(lease_numbers)}", handle=lambda: next(handles))
-        clock = setting.clock
+        super().__init__(setting)
         self.path = path
-        self.arbiter = Arbiter(setting.core, epoch=EPOCH, names=names, now=clock.now())
-        self.watch = FakeWatch(*setting.pids)
-        self.probes = {
-            name: FakeProbe(facts(name, size, measured=name in setting.measured))
-            for name, size in (*setting.measured.items(), *setting.devices.items())
-        }
-        self.runtime = Runtime(
-            self.arbiter,
-            clock=clock,
-            watch=self.watch,
-            probes=list(self.probes.values()),
-            measure=at_once,
-            rates=SamplingRates(idle_s=0.05, eager_s=0.01),
-        )
         self.server = Server(self.runtime, times=setting.times, limits=setting.limits, notes=["a note"])
         self._channels: list[grpc.aio.Channel] = []
 

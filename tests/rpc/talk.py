@@ -11,7 +11,9 @@ import grpc
 
 from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter.v1 import arbiter_service_pb2_grpc
-from tests.rpc.served import EPOCH, GUARD_S, Served, wish
+from tests.rpc.served import Served, wish
+from tests.runtime.driving import EPOCH
+from tests.runtime.fakes import GUARD_S
 
 
 class Talk:

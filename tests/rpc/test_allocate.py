@@ -14,8 +14,9 @@ from arbiter.v1 import arbiter_service_pb2_grpc, lease_pb2, state_service_pb2
 from arbiter_sidecar.rpc import calls
 from arbiter_sidecar.runtime import driver
 from arbiter_sidecar.types import GIB, DeviceId
-from tests.rpc.served import CORE, EPOCH, GUARD_S, IMAGE, Serve, Served, Setting, applied, refusal, report, wish
-from tests.runtime.fakes import FakeClock, until
+from tests.rpc.served import IMAGE, Serve, Served, Setting, applied, refusal, report, wish
+from tests.runtime.driving import CORE, EPOCH
+from tests.runtime.fakes import GUARD_S, FakeClock, until
 
 #: More than is left beside a lease of 20 GiB, so that room must be made.
 LATE = {"holder": "late", "memory_bytes": 10 * GIB}

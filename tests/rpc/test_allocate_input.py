@@ -14,8 +14,8 @@ from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter.v1 import state_service_pb2
 from arbiter_sidecar.rpc import server
 from arbiter_sidecar.types import GIB
-from tests.rpc.served import GUARD_S, IMAGE, Refusal, Serve, Served, Setting, refusal, wish
-from tests.runtime.fakes import FakeClock
+from tests.rpc.served import IMAGE, Refusal, Serve, Served, Setting, refusal, wish
+from tests.runtime.fakes import GUARD_S, FakeClock
 
 Changes = Mapping[str, Any]
 

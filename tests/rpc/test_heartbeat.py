@@ -14,7 +14,8 @@ from arbiter.v1 import lease_pb2
 from arbiter_sidecar.arbiter import ArbiterConfig
 from arbiter_sidecar.rpc.convert import LeaseTimes
 from arbiter_sidecar.types import GIB, WorkloadType
-from tests.rpc.served import EPOCH, Serve, Served, Setting, applied, refusal, report
+from tests.rpc.served import Serve, Served, Setting, applied, refusal, report
+from tests.runtime.driving import EPOCH
 from tests.runtime.fakes import FakeClock, until
 
 #: Ended leases keep their bytes for long, so that they do not become memories while a test looks at them.

@@ -15,9 +15,10 @@ from arbiter.v1 import lease_pb2
 from arbiter_sidecar.rpc import session
 from arbiter_sidecar.rpc.server import Limits
 from arbiter_sidecar.types import GIB
-from tests.rpc.served import CORE, EPOCH, GUARD_S, Serve, Served, Setting, applied, refusal, report, wish
+from tests.rpc.served import Serve, Served, Setting, applied, refusal, report, wish
 from tests.rpc.talk import Talk
-from tests.runtime.fakes import FakeClock, until
+from tests.runtime.driving import CORE, EPOCH
+from tests.runtime.fakes import GUARD_S, FakeClock, until
 
 FULL = {"holder": "first", "memory_bytes": 24 * GIB, "min_quality": 1.0}
 RIGID = {"holder": "late", "memory_bytes": 10 * GIB, "min_quality": 1.0}

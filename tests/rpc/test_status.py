@@ -14,7 +14,8 @@ from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter.v1 import error_reason_pb2
 from arbiter_sidecar import errors
 from arbiter_sidecar.rpc import handlers, session, status
-from tests.rpc.served import GUARD_S, Served, refusal, report
+from tests.rpc.served import Served, refusal, report
+from tests.runtime.fakes import GUARD_S
 
 HOSTILE = 'a\0b\r\nx: y\x1b[2J\N{RIGHT-TO-LEFT OVERRIDE}é🦄"\\'
 

@@ -14,8 +14,9 @@ from arbiter_sidecar.arbiter import ArbiterConfig
 from arbiter_sidecar.rpc import arbiter_servicer
 from arbiter_sidecar.rpc.server import Limits
 from arbiter_sidecar.types import GIB, WorkloadType
-from tests.rpc.served import CORE, EPOCH, GUARD_S, Serve, Served, Setting, refusal
-from tests.runtime.fakes import FakeClock, until
+from tests.rpc.served import Serve, Served, Setting, refusal
+from tests.runtime.driving import CORE, EPOCH
+from tests.runtime.fakes import GUARD_S, FakeClock, until
 
 Stream = grpc.aio.UnaryStreamCall[pb.StreamQualityRequest, pb.StreamQualityResponse]
 #: Ended leases keep their bytes for long, so that they do not become memories while a test looks at them.
