@@ -113,8 +113,8 @@ def _able(books: Books, request: AllocationRequest) -> list[DeviceBook]:
 def admit(books: Books, now: float) -> None:
     """Grants waiting requests by rank on each device, and marks who is made room for.
 
-    A device is closed to whoever comes later in the line while its bytes are being freed for somebody, while it cannot be
-    measured, and when its blocked head has been passed often enough.
+    A device is closed to whoever comes later in the line while its bytes are being freed for somebody, while it cannot
+    be measured, and when its blocked head has been passed often enough.
     """
     for device in books.devices.values():
         device.awaited, device.candidate = False, None

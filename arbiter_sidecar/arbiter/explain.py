@@ -9,6 +9,7 @@ from arbiter_sidecar.arbiter import publishing
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.plans import Donation, Plan
 from arbiter_sidecar.ledger.waiting import Waiter
 from arbiter_sidecar.policy import publication, quality
 from arbiter_sidecar.policy.quality import Solution
@@ -60,6 +61,8 @@ def lease(books: Books, lease_id: str, now: float) -> Explanation:
         return Explanation(f"the lease has ended: {grave.end_reason.name}; its bytes are gone", "ended", ())
     if not found.alive:
         return _ended(books, found, now)
+    if found.reclaim is not None:
+        return _reclaimed(books, found, found.reclaim, now)
     return _quality(books, found, now)
 
 
@@ -108,13 +111,15 @@ def _device_findings(books: Books, found: DeviceBook, solution: Solution, now: f
         ("soft_deficit_bytes", str(solution.soft_deficit_bytes)),
         ("hard_deficit_bytes", str(solution.hard_deficit_bytes)),
         ("water_level", f"{solution.water_level:.4f}"),
+        ("earmarked_bytes", str(found.earmarked_bytes)),
+        *(_plan_findings(found.plan) if found.plan is not None else ()),
     ]
 
 
 def _quality(books: Books, found: Lease, now: float) -> Explanation:
     book = books.device_of(found)
     solution = publishing.solve(books, book, _newcomers(books, book), now)
-    place = list(book.live.values()).index(found)
+    place = book.staying.index(found)
     shape = found.elastic
     exact = solution.targets[place]
     target = publication.quantise(exact, minimum=shape.min_quality, maximum=shape.max_quality)
@@ -149,6 +154,37 @@ def _quality(books: Books, found: Lease, now: float) -> Explanation:
     return Explanation(f"quality {found.quality:.2f}: {why}", rule, tuple(findings))
 
 
+def _reclaimed(books: Books, found: Lease, asked: Donation, now: float) -> Explanation:
+    plan = books.device_of(found).plan
+    whole = "as a whole" if asked.whole else f"by {asked.planned_bytes} bytes"
+    return Explanation(
+        f"it is asked to give way {whole} within {max(0.0, asked.deadline - now):.1f} s",
+        "reclaim",
+        (
+            ("reclaim_id", asked.reclaim_id),
+            ("level", asked.level.name),
+            ("acknowledged", str(asked.acknowledged).lower()),
+            ("confirmed_bytes", str(asked.confirmed_bytes)),
+            ("quality", f"{found.quality:.2f}"),
+            ("limit_bytes", str(found.limit_bytes)),
+            *(_plan_findings(plan) if plan is not None else ()),
+        ),
+    )
+
+
+def _plan_findings(plan: Plan) -> list[tuple[str, str]]:
+    """A preemption, with what became of every candidate: who gives, and why the others do not."""
+    asked_by = "the machine" if plan.machine else plan.priority.name
+    return [
+        ("plan_id", plan.plan_id),
+        ("plan_asked_by", asked_by),
+        ("plan_need_bytes", str(plan.need_bytes)),
+        ("plan_confirmed_bytes", str(plan.confirmed_bytes)),
+        *((f"donor {lease_id}", str(donation.planned_bytes)) for lease_id, donation in plan.donations.items()),
+        *((f"passed over {lease_id}", reason) for lease_id, reason in plan.rejected.items()),
+    ]
+
+
 def _ended(books: Books, found: Lease, now: float) -> Explanation:
     book = books.device_of(found)
     traced = book.traceable(found)
@@ -181,4 +217,4 @@ def _waiting(books: Books, waiter: Waiter, position: int, now: float) -> Explana
         book = books.devices[waiter.device_id]
         solution = publishing.solve(books, book, [books.shape(asked)], now)
         findings += _device_findings(books, book, solution, now)
-    return Explanation(f"it waits: {waiter.reason or 'earlier requests come first'}", "first_come", tuple(findings))
+    return Explanation(f"it waits: {waiter.reason or 'earlier requests come first'}", "ranked_line", tuple(findings))

@@ -1,8 +1,8 @@
 """Takes memory from the less important for the more important: notice, grace, confirmation, and only then revocation.
 
-A plan is opened with notices to its donors, follows what the books of the device confirm, becomes pressing when a donor is
-silent, and at the deadline revokes who has neither given nor answered. What is missing then is asked of others once. The
-requester gets nothing but confirmed bytes, and nobody else gets those.
+A plan is opened with notices to its donors, follows what the books of the device confirm, becomes pressing when a donor
+is silent, and at the deadline revokes who has neither given nor answered. What is missing then is asked of others once.
+The requester gets nothing but confirmed bytes, and nobody else gets those.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ def refusal(wish: Wish, chosen: preemption.Plan) -> errors.NoDonor:
     """Why nobody is asked."""
     told = ", ".join(f"{lease_id}: {reason.value}" for lease_id, reason in chosen.reasons.items())
     return errors.NoDonor(
-        f"{wish.need_bytes} bytes are needed, {chosen.available} could be taken at most ({told or 'there is no lease'})",
+        f"{wish.need_bytes} bytes are needed, {chosen.available} could be taken at most ({told or 'no lease'})",
         needed=wish.need_bytes,
         available=chosen.available,
         device_id=wish.device.device_id,

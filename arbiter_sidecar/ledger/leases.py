@@ -56,8 +56,8 @@ class Lease:
         "applied_revision",
         "charged_bytes",
         "confirmed",
-        "credit_bytes",
         "created_at",
+        "credit_bytes",
         "deadline",
         "delivered",
         "device_id",
@@ -174,6 +174,21 @@ class Lease:
     def present_bytes(self) -> int:
         """What is believed to be on the device now: what was measured, else what must be taken to be there."""
         return self.accounted_bytes if self.measured_bytes is None else self.measured_bytes
+
+    @property
+    def ghost(self) -> bool:
+        """Whether it still holds bytes too long after its end although its processes live, or some of them."""
+        return self.residue_alarmed and not self.exited.issuperset(self.request.processes)
+
+    @property
+    def zombie(self) -> bool:
+        """Whether it still holds bytes too long after its end although no process of it is left."""
+        return self.residue_alarmed and not self.ghost
+
+    @property
+    def unused_bytes(self) -> int:
+        """What it is charged and does not use; 0 where its use is unknown."""
+        return 0 if self.measured_bytes is None else max(0, self.charged_bytes - self.measured_bytes)
 
     @property
     def attention_at(self) -> float:

@@ -1,7 +1,7 @@
 """The book of preemptions: who was asked for what, what has been confirmed free, and for whom it is kept.
 
-Bytes are confirmed by the books of the device, never by what a donor says: what was charged or measured there when it was
-asked, less what is charged or measured now.
+Bytes are confirmed by the books of the device, never by what a donor says: what was charged or measured there when it
+was asked, less what is charged or measured now.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How many KV tokens each engine of a device may hold: weighted max-min shares with floors, caps and demand.
 
 Everybody's share rises in proportion to weight, from the floor, until it meets the engine's bound; what one cannot use
-the others get. Budgets are whole units, exact to the last: largest remainders decide, then the lowest id, never the order
-in which engines came. A budget bounds what is resident, not what is processed in a round.
+the others get. Budgets are whole units, exact to the last: largest remainders decide, then the lowest id, never the
+order in which engines came. A budget bounds what is resident, not what is processed in a round.
 """
 
 from __future__ import annotations

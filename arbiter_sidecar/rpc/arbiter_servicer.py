@@ -53,7 +53,7 @@ class ArbiterServicer:
                 "Release": handlers.unary(pb.ReleaseRequest, self._release),
                 "StreamQuality": handlers.server_stream(pb.StreamQualityRequest, self._stream_quality),
                 "Session": handlers.both_streams("arbiter.v1.SessionRequest", self._session),
-                "RequestPreemption": handlers.unary(pb.RequestPreemptionRequest, self._not_served),
+                "RequestPreemption": handlers.unary(pb.RequestPreemptionRequest, self._preempt),
                 "ReserveKv": handlers.unary(pb.ReserveKvRequest, self._not_served),
                 "CompleteKv": handlers.unary(pb.CompleteKvRequest, self._not_served),
             },
@@ -73,8 +73,11 @@ class ArbiterServicer:
     async def _release(self, message: pb.ReleaseRequest, _: Context) -> pb.ReleaseResponse:
         return self._calls.release(message)
 
+    async def _preempt(self, message: pb.RequestPreemptionRequest, context: Context) -> pb.RequestPreemptionResponse:
+        return await self._calls.preempt(message, context.time_remaining())
+
     async def _not_served(
-        self, message: pb.RequestPreemptionRequest | pb.ReserveKvRequest | pb.CompleteKvRequest, _: Context
+        self, message: pb.ReserveKvRequest | pb.CompleteKvRequest, _: Context
     ) -> pb.CompleteKvResponse:
         raise errors.NotServed(f"this server does not serve {message.DESCRIPTOR.name.removesuffix('Request')} yet")
 

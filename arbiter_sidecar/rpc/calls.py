@@ -45,6 +45,15 @@ class Calls:
             server_epoch=self.runtime.epoch,
         )
 
+    async def preempt(
+        self, message: pb.RequestPreemptionRequest, remaining_s: float | None = None
+    ) -> pb.RequestPreemptionResponse:
+        """Has memory taken from others; ``remaining_s`` is what is left of the caller's own deadline."""
+        asked = convert.preemption(message, wait_at_most_s=math.inf if remaining_s is None else remaining_s)
+        if message.dry_run:
+            return self.renderer.draft(self.runtime.dry_preempt(asked), self.runtime.books.leases)
+        return self.renderer.plan((await self.runtime.preempt(asked)).plan)
+
     def _reattach(self, message: pb.Reattach) -> pb.AllocateResponse:
         lease_id, fence = convert.claim(message)
         lease = self.runtime.books.leases.get(lease_id)

@@ -6,8 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from arbiter_sidecar import errors
 from arbiter_sidecar.ports import ProcessWatch
-from arbiter_sidecar.requests import AllocationRequest, Beat, KvShare, KvUsage, Report, ShardPlace
+from arbiter_sidecar.requests import (
+    AllocationRequest,
+    Beat,
+    KvShare,
+    KvUsage,
+    PreemptionRequest,
+    ReclaimAck,
+    Report,
+    ShardPlace,
+)
 from arbiter_sidecar.rpc.fields import Fields
 from arbiter_sidecar.types import LeaseId, Priority, ReportOutcome, WorkloadType
 
@@ -215,6 +225,10 @@ def _report(fields: Fields, where: str, message: pb.HeartbeatRequest.Report, *, 
         used_memory_bytes=used,
         kv=_kv_usage(fields, f"{where}.kv", message.kv) if message.HasField("kv") else None,
         busy_for_s=fields.span(f"{where}.busy_for", message.busy_for, most=MAX_QUIET_S),
+        reclaim_acks=tuple(
+            ReclaimAck(reclaim_id=fields.text(f"{where}.reclaim_acks", ack.reclaim_id, required=True), done=ack.done)
+            for ack in message.reclaim_acks[:MAX_REPORTS]
+        ),
     )
 
 
@@ -240,6 +254,35 @@ def claim(message: pb.Reattach) -> tuple[str, int]:
     fence = fields.integer("reattach.fence", message.fence, least=1, most=(1 << 63) - 1)
     fields.verify()
     return lease_id, fence
+
+
+def preemption(message: pb.RequestPreemptionRequest, *, wait_at_most_s: float = math.inf) -> PreemptionRequest:
+    """A checked request to have memory taken from others.
+
+    Raises:
+        InvalidRequest: Fields are missing or out of range; all of them are named.
+        NotServed: It asks for KV tokens.
+    """
+    fields = Fields()
+    if message.WhichOneof("need") == "kv_tokens":
+        raise errors.NotServed("this server does not take KV tokens from others yet")
+    grace = None
+    if message.HasField("timeout"):
+        grace = fields.span("timeout", message.timeout, positive=True, most=MAX_QUIET_S)
+    priority = None
+    if message.priority:
+        priority = fields.enum("priority", message.priority, Priority)
+    asked = PreemptionRequest(
+        lease_id=fields.text("lease_id", message.lease_id),
+        device_id=fields.text("device_id", message.device_id),
+        priority=priority,
+        need_bytes=fields.integer("memory_bytes", message.memory_bytes, least=1),
+        allow_partial=message.allow_partial,
+        grace_s=None if grace is None else min(grace, wait_at_most_s),
+    )
+    fields.text("request_id", message.request_id)
+    fields.verify()
+    return asked
 
 
 def release(message: pb.ReleaseRequest) -> tuple[str, int]:

@@ -9,7 +9,9 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter.v1 import lease_pb2
 from arbiter_sidecar.arbiter import BeatOutcome, BeatResult, Dry
-from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.leases import Lease, LeaseBook
+from arbiter_sidecar.ledger.plans import Donation, Plan
+from arbiter_sidecar.policy import preemption
 from arbiter_sidecar.policy.quality import Elastic
 from arbiter_sidecar.ports import Clock
 from arbiter_sidecar.requests import AllocationRequest
@@ -42,6 +44,7 @@ class Renderer:
     def directive(self, lease: Lease) -> lease_pb2.Directive:
         """What the holder must do now."""
         return lease_pb2.Directive(
+            reclaim=self._reclaim(lease.reclaim) if lease.reclaim is not None else None,
             lease_id=lease.lease_id,
             revision=lease.revision,
             quality=lease.quality,
@@ -49,6 +52,48 @@ class Renderer:
             reason=lease_pb2.DirectiveReason.ValueType(lease.directive_reason),
             safe_quality=lease.elastic.min_quality,
             valid_for=self._valid_for,
+        )
+
+    def _reclaim(self, donation: Donation) -> lease_pb2.Reclaim:
+        """An order to give memory back, with the time that is left of its grace."""
+        return lease_pb2.Reclaim(
+            reclaim_id=donation.reclaim_id,
+            memory_bytes=donation.short_bytes,
+            grace=span(max(0.0, donation.deadline - self._clock.now())),
+            level=lease_pb2.ReclaimLevel.ValueType(donation.level),
+        )
+
+    def plan(self, plan: Plan) -> pb.RequestPreemptionResponse:
+        """A preemption as it ended."""
+        return pb.RequestPreemptionResponse(
+            plan_id=plan.plan_id,
+            donations=[
+                pb.Donation(
+                    lease_id=lease_id,
+                    holder=donation.lease.request.holder,
+                    planned=donation.planned_bytes,
+                    confirmed=donation.confirmed_bytes,
+                    outcome=pb.DonationOutcome.ValueType(donation.outcome),
+                )
+                for lease_id, donation in plan.donations.items()
+            ],
+            confirmed=plan.confirmed_bytes,
+            rejected=[pb.RejectedDonor(lease_id=lease_id, reason=why) for lease_id, why in plan.rejected.items()],
+        )
+
+    def draft(self, draft: preemption.Plan, leases: LeaseBook) -> pb.RequestPreemptionResponse:
+        """Who would lose what; it has no plan id."""
+        taken = (preemption.Reason.SHRINKS, preemption.Reason.REVOKED)
+        return pb.RequestPreemptionResponse(
+            donations=[
+                pb.Donation(lease_id=each.lease_id, holder=_holder(leases, each.lease_id), planned=each.amount)
+                for each in draft.donations
+            ],
+            rejected=[
+                pb.RejectedDonor(lease_id=lease_id, reason=why.value)
+                for lease_id, why in draft.reasons.items()
+                if why not in taken
+            ],
         )
 
     def lease(self, lease: Lease, *, secret: bool) -> lease_pb2.Lease:
@@ -140,3 +185,8 @@ class Renderer:
             if lease.revision > lease.applied_revision:
                 message.directive.CopyFrom(self.directive(lease))
         return message
+
+
+def _holder(leases: LeaseBook, lease_id: str) -> str:
+    lease = leases.get(lease_id)
+    return lease.request.holder if lease is not None else ""

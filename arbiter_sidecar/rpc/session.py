@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 
 from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter_sidecar import errors
@@ -15,8 +15,8 @@ from arbiter_sidecar.rpc.subscriptions import Subscriber, Subscriptions
 
 #: Answers that may wait to be written; a worker that does not read them is not read from either.
 MAX_UNSENT = 256
-#: Allocate messages that may wait in the queue at once for one session.
-MAX_ALLOCATING = 64
+#: Messages that may wait for their answer at once in one session.
+MAX_WAITING = 64
 #: Least time between two pushes of directives.
 MIN_INTERVAL_S = 0.05
 
@@ -89,7 +89,8 @@ class Session:
         self._unsent: deque[pb.SessionResponse] = deque()
         self._room = asyncio.Event()
         self._room.set()
-        self._allocating: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         self._failure: errors.ArbiterError | None = None
         self._finished = False
         self.worker = ""
@@ -108,14 +109,14 @@ class Session:
             if reading in done and writing not in done:
                 reading.result()
                 # The writer ends early when the session moves away; then nobody waits for the answers any more.
-                answers = asyncio.gather(*self._allocating)
+                answers = asyncio.gather(*self._waiting)
                 await asyncio.wait((answers, writing), return_when=asyncio.FIRST_COMPLETED)
                 self.finish()
                 await writing
         finally:
             self._sessions.leave(self)
             self._subscriptions.unsubscribe(self._subscriber)
-            tasks = (reading, writing, *self._allocating)
+            tasks = (reading, writing, *self._waiting)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -189,11 +190,13 @@ class Session:
             if correlation_id:
                 self._send(pb.SessionResponse(correlation_id=correlation_id, heartbeat=answer))
         elif kind == "allocate":
-            if len(self._allocating) >= MAX_ALLOCATING:
-                raise errors.QueueFull(f"{MAX_ALLOCATING} Allocate messages of this session wait already")
-            task = asyncio.create_task(self._allocate(correlation_id, request.allocate))
-            self._allocating.add(task)
-            task.add_done_callback(self._allocating.discard)
+            self._begin(correlation_id, self._allocate(request.allocate))
+        elif kind == "request_preemption":
+            self._begin(correlation_id, self._preempt(request.request_preemption))
+        elif kind == "cancel":
+            task = self._tasks.get(request.cancel.correlation_id)
+            if task is not None:
+                task.cancel()
         elif kind == "release":
             released = self._calls.release(request.release)
             if correlation_id:
@@ -205,18 +208,44 @@ class Session:
         else:
             raise errors.NotServed(f"this server does not serve {kind} yet")
 
-    async def _allocate(self, correlation_id: int, message: pb.AllocateRequest) -> None:
+    def _begin(self, correlation_id: int, work: Coroutine[None, None, pb.SessionResponse]) -> None:
+        """Lets something take its time without holding up what follows."""
+        if len(self._waiting) >= MAX_WAITING:
+            work.close()
+            raise errors.QueueFull(f"{MAX_WAITING} messages of this session wait already")
+        task = asyncio.create_task(self._answer(correlation_id, work))
+        self._waiting.add(task)
+        self._tasks[correlation_id] = task
+        task.add_done_callback(lambda done: self._settled(correlation_id, done))
+
+    def _settled(self, correlation_id: int, task: asyncio.Task[None]) -> None:
+        self._waiting.discard(task)
+        if self._tasks.get(correlation_id) is task:
+            del self._tasks[correlation_id]
+
+    async def _answer(self, correlation_id: int, work: Coroutine[None, None, pb.SessionResponse]) -> None:
         try:
-            answer = await self._calls.allocate(message)
+            response = await work
+        except asyncio.CancelledError:
+            self._fail(correlation_id, errors.Cancelled())
+            raise
         except errors.ArbiterError as error:
             self._fail(correlation_id, error)
         except Exception as error:
-            self._fail(correlation_id, handlers.surprise(error, "AllocateRequest"))
+            self._fail(correlation_id, handlers.surprise(error, "SessionRequest"))
         else:
-            lease = self._calls.runtime.books.leases.get(answer.lease.lease_id)
-            if lease is not None and lease.alive:
-                self._subscriptions.join(self._subscriber, lease.lease_id)
-            self._send(pb.SessionResponse(correlation_id=correlation_id, allocate=answer))
+            response.correlation_id = correlation_id
+            self._send(response)
+
+    async def _allocate(self, message: pb.AllocateRequest) -> pb.SessionResponse:
+        answer = await self._calls.allocate(message)
+        lease = self._calls.runtime.books.leases.get(answer.lease.lease_id)
+        if lease is not None and lease.alive:
+            self._subscriptions.join(self._subscriber, lease.lease_id)
+        return pb.SessionResponse(allocate=answer)
+
+    async def _preempt(self, message: pb.RequestPreemptionRequest) -> pb.SessionResponse:
+        return pb.SessionResponse(request_preemption=await self._calls.preempt(message))
 
     def _subscribe(self, correlation_id: int, message: pb.StreamQualityRequest) -> None:
         lease_ids = convert.subscription(message)

@@ -77,6 +77,17 @@ class StateServicer:
             state=self._state(),
             stats=self._stats(now),
             notes=self._notes,
+            accounts=[
+                pb.Account(
+                    namespace=account.namespace,
+                    holder=account.holder,
+                    reclaims=account.reclaims,
+                    reclaim_seconds=account.reclaim_seconds,
+                    floor_breaches=account.floor_breaches,
+                )
+                for account in books.accounts
+                if wanted(account.namespace)
+            ],
         )
 
     def _device(self, book: DeviceBook, now: float) -> pb.Device:
@@ -97,6 +108,11 @@ class StateServicer:
             foreign_bytes=book.foreign_bytes,
             foreign_estimated=book.foreign_estimated,
             draining_bytes=book.residue_bytes,
+            earmarked_bytes=book.earmarked_bytes,
+            ghost_bytes=sum(lease.residue_bytes for lease in book.ended.values() if lease.ghost),
+            zombie_bytes=sum(lease.residue_bytes for lease in book.ended.values() if lease.zombie),
+            overrun_bytes=book.accounted_bytes - book.granted_bytes,
+            unused_bytes=sum(lease.unused_bytes for lease in book.live.values()),
             available_bytes=max(0, book.available_bytes),
             pressure=min(1.0, book.pressure),
             level=pb.PressureLevel.ValueType(PressureLevel(book.level)),
@@ -150,6 +166,7 @@ class StateServicer:
             released_leases=stats.released,
             expired_leases=stats.expired,
             orphaned_leases=stats.orphaned,
+            preemptions=stats.preemptions,
             quality_reductions=stats.reductions,
             quality_raises=stats.raises,
             average_pressure=stats.pressure.mean(now),

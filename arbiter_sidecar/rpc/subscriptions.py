@@ -28,6 +28,7 @@ class Subscriber:
         self.finished = False
         self._changed: dict[str, Lease] = {}
         self._ended: dict[str, int] = {}
+        self._cancelled: dict[str, None] = {}
         self._announce = False
 
     def changed(self, lease: Lease) -> None:
@@ -42,6 +43,11 @@ class Subscriber:
         self._ended[lease_id] = end_reason
         self.news.set()
 
+    def reclaim_cancelled(self, reclaim_id: str) -> None:
+        """A lease need not give back any more what this reclaim asked for."""
+        self._cancelled[reclaim_id] = None
+        self.news.set()
+
     def finish(self) -> None:
         """Nothing will come any more."""
         self.finished = True
@@ -52,19 +58,20 @@ class Subscriber:
         self.lease_ids.clear()
         self._changed.clear()
         self._ended = {}
+        self._cancelled = {}
 
     def announce(self) -> None:
         """A message is due even when it says nothing new."""
         self._announce = True
         self.news.set()
 
-    def take(self) -> tuple[list[Lease], dict[str, int]] | None:
-        """What is to be sent: changed leases and ended ones; ``None`` when there is nothing."""
+    def take(self) -> tuple[list[Lease], dict[str, int], list[str]] | None:
+        """What is to be sent: changed leases, ended ones, cancelled reclaims; ``None`` when there is nothing."""
         self.news.clear()
-        if not (self._changed or self._ended or self._announce):
+        if not (self._changed or self._ended or self._cancelled or self._announce):
             return None
-        taken = list(self._changed.values()), self._ended
-        self._changed, self._ended, self._announce = {}, {}, False
+        taken = list(self._changed.values()), self._ended, list(self._cancelled)
+        self._changed, self._ended, self._cancelled, self._announce = {}, {}, {}, False
         return taken
 
 
@@ -146,6 +153,11 @@ class Subscriptions:
         for subscriber in self._by_lease.get(lease.lease_id, ()):
             subscriber.changed(lease)
 
+    def reclaim_cancelled(self, lease: Lease, reclaim_id: str) -> None:
+        """The lease need not give memory back any more."""
+        for subscriber in self._by_lease.get(lease.lease_id, ()):
+            subscriber.reclaim_cancelled(reclaim_id)
+
     def lease_ended(self, lease: Lease) -> None:
         """A lease is over; nobody hears of it again."""
         for subscriber in self._by_lease.pop(lease.lease_id, {}):
@@ -168,7 +180,7 @@ class Subscriptions:
         taken = subscriber.take()
         if taken is None:
             return None
-        changed, ended = taken
+        changed, ended, cancelled = taken
         header = pb.StreamQualityResponse(
             server_epoch=self._runtime.epoch,
             revision=self._runtime.books.revision,
@@ -176,6 +188,7 @@ class Subscriptions:
                 pb.EndedLease(lease_id=lease_id, end_reason=lease_pb2.EndReason.ValueType(reason))
                 for lease_id, reason in ended.items()
             ],
+            reclaim_cancelled=cancelled,
             draining=self._runtime.books.draining,
         )
         return header.SerializeToString() + b"".join(self._chunk(lease) for lease in changed)

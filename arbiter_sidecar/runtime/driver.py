@@ -19,8 +19,10 @@ from arbiter_sidecar.arbiter.explain import Explanation
 from arbiter_sidecar.errors import ArbiterError
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.plans import Plan
+from arbiter_sidecar.policy import preemption
 from arbiter_sidecar.ports import Clock, DeviceProbe, ProcessWatch
-from arbiter_sidecar.requests import AllocationRequest, Beat
+from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest
 from arbiter_sidecar.runtime.events import EventLog
 from arbiter_sidecar.runtime.sampling import Measure, Sampler, SamplingRates
 from arbiter_sidecar.types import DeviceId, DeviceSample, EventKind, Process, Ticket
@@ -54,6 +56,9 @@ class Feed(Protocol):
     def lease_ended(self, lease: Lease) -> None:
         """The lease is over."""
 
+    def reclaim_cancelled(self, lease: Lease, reclaim_id: str) -> None:
+        """The lease need not give memory back any more."""
+
     def draining(self) -> None:
         """The server goes away."""
 
@@ -65,6 +70,13 @@ class Grant:
     lease: Lease
     waited_s: float
     already_granted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """What a caller of ``Runtime.preempt`` gets: the plan as it ended."""
+
+    plan: Plan
 
 
 class Runtime:
@@ -93,6 +105,7 @@ class Runtime:
         self._watch = watch
         self._feeds: list[Feed] = []
         self._waiting: dict[Ticket, asyncio.Future[Grant]] = {}
+        self._preempting: dict[Ticket, asyncio.Future[Preempted]] = {}
         self._watched: set[Process] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -210,6 +223,31 @@ class Runtime:
         self._arbiter.delivered(ticket)
         return grant
 
+    async def preempt(self, asked: PreemptionRequest) -> Preempted:
+        """Waits until memory was taken from others, or was not.
+
+        Raises:
+            ArbiterError: It was refused, or too little came free in time.
+            asyncio.CancelledError: The caller has gone; when nobody else waits for it the donors are let off.
+        """
+        ticket = self._arbiter.preempt(asked, self.clock.now())
+        answer: asyncio.Future[Preempted] = asyncio.get_running_loop().create_future()
+        self._preempting[ticket] = answer
+        self._carry_out()
+        self._wake_in_time()
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._arbiter.withdraw(ticket, self.clock.now())
+            self._carry_out()
+            raise
+        finally:
+            self._preempting.pop(ticket, None)
+
+    def dry_preempt(self, asked: PreemptionRequest) -> preemption.Plan:
+        """Who would lose what; changes nothing. Raises what ``preempt`` raises about the request itself."""
+        return self._arbiter.dry_preempt(asked, self.clock.now())
+
     def dry_run(self, request: AllocationRequest) -> Dry:
         """What ``allocate`` would do now. Raises what it would raise."""
         return self._arbiter.dry_run(request, self.clock.now())
@@ -287,6 +325,11 @@ class Runtime:
             self._answer(effect.ticket, Grant(effect.lease, effect.waited_s, effect.already_granted))
         elif isinstance(effect, effects.Refused):
             self._answer(effect.ticket, effect.error)
+        elif isinstance(effect, effects.PlanClosed):
+            self._close_plan(effect)
+        elif isinstance(effect, effects.ReclaimCancelled):
+            for feed in self._feeds:
+                feed.reclaim_cancelled(effect.lease, effect.reclaim_id)
         elif isinstance(effect, effects.Opened):
             self._hurry(effect.lease)
             for process in effect.lease.request.processes:
@@ -310,6 +353,15 @@ class Runtime:
             waiting.set_result(answer)
         else:
             waiting.set_exception(answer)
+
+    def _close_plan(self, closed: effects.PlanClosed) -> None:
+        answer = self._preempting[closed.ticket]
+        if answer.done():
+            return
+        if closed.error is not None:
+            answer.set_exception(closed.error)
+        else:
+            answer.set_result(Preempted(closed.plan))
 
     def _watch_process(self, process: Process) -> None:
         if process in self._watched:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from arbiter_sidecar.arbiter import Arbiter, ArbiterConfig, BeatResult, Names, effects
-from arbiter_sidecar.arbiter.books import Books
+from arbiter_sidecar.arbiter.books import Books, QueueConfig
 from arbiter_sidecar.errors import ArbiterError
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
@@ -37,7 +37,10 @@ VIDEO = WorkloadType.VIDEO_GENERATION
 
 #: Literal times jump by many seconds, which the guard would take for a pause of the arbiter itself. With an elasticity
 #: of 1 the bytes of a lease are proportional to its quality, which keeps the worked numbers short.
-LINEAR = ArbiterConfig(pause_guard_s=0.0, elasticity=dict.fromkeys(WorkloadType, 1.0))
+#: The line is strict unless a test is about passing it.
+LINEAR = ArbiterConfig(
+    pause_guard_s=0.0, elasticity=dict.fromkeys(WorkloadType, 1.0), queue=QueueConfig(aging_s=math.inf, backfill=0)
+)
 
 
 def gib(units: float) -> int:

@@ -16,7 +16,7 @@ from arbiter_sidecar.types import LeaseId
 from . import kv_budget_oracle as oracle
 
 SEEDS = st.integers(min_value=0, max_value=2**32)
-MANY = settings(max_examples=250, deadline=None, derandomize=True)
+MANY = settings(max_examples=150, deadline=None, derandomize=True)
 FEW = settings(max_examples=80, deadline=None, derandomize=True)
 
 

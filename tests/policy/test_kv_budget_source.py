@@ -110,7 +110,7 @@ def test_equal_engines_get_equal_budgets_when_a_third_is_idle() -> None:
 
 
 def test_every_token_is_given_when_shares_are_smaller_than_one() -> None:
-    """A deliberate difference: the source gave nobody anything, and an active light one nothing beside an idle heavy one."""
+    """A deliberate difference: in the source nobody got anything, nor a light one beside a heavy idle one."""
     assert kv_budget.allocate(scheduler((0, 1, True), (1, 1, True), (2, 1, True)), 2) == [1, 1, 0]
     assert kv_budget.allocate(scheduler((0, 1, True), (1, 100, False)), 10, engine_cap_permille=SOURCE_CAP) == [9, 0]
 
