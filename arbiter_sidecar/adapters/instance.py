@@ -66,7 +66,7 @@ def next_epoch(state_dir: Path) -> int:
         raw = b"0"
     if not raw.strip().isdigit() or len(raw) > MAX_EPOCH_BYTES or int(raw) >= MAX_EPOCH:
         raise OSError(
-            f"{path} holds no epoch; restore it with a number larger than any epoch before and below {MAX_EPOCH}"
+            f"{path} does not hold an epoch; restore it with a number larger than any before and below {MAX_EPOCH}"
         )
     epoch = int(raw) + 1
     fresh = path.with_suffix(".new")

@@ -15,6 +15,8 @@ from arbiter_sidecar import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code."""
+    # The core of gRPC writes lines of its own to standard error, and decides about that when it is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     words = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _parser(probes_only=words[:1] == ["health"]).parse_args(words)
     verb = parsed.verb

@@ -30,6 +30,8 @@ EXIT_TAKEN = 75
 EXIT_FAILED = 1
 #: Full collections with many streams take long pauses: collect young objects, leave the old alone.
 GC_THRESHOLDS = (50_000, 50, 100)
+#: Nobody guesses so many, and two thousand ids still fit into one request.
+LEASE_ID_BYTES = 12
 #: How long streams have to end by themselves once everything is said.
 STOP_GRACE_S = 1.0
 #: Time between samples while bytes are expected to come free, in seconds: quick enough to feel immediate.
@@ -74,7 +76,7 @@ def _core(config: Config, epoch: int, now: float) -> Arbiter:
         max_leases=config.max_leases,
         max_waiting=config.max_waiting,
     )
-    names = Names(lease_id=lambda: secrets.token_hex(16), handle=lambda: secrets.randbits(64) or 1)
+    names = Names(lease_id=lambda: secrets.token_hex(LEASE_ID_BYTES), handle=lambda: secrets.randbits(64) or 1)
     return Arbiter(core, epoch=epoch, names=names, now=now)
 
 

@@ -112,6 +112,7 @@ class Machine(RuleBasedStateMachine):
         self.seen = 0
         self.revision = 0
         self.draining = False
+        self.exited: set[int] = set()
 
     @initialize(
         policy=st.sampled_from((QualityPolicy.ADAPTIVE, *QualityPolicy)),
@@ -289,6 +290,7 @@ class Machine(RuleBasedStateMachine):
         """What happens now and then."""
         desk = self.desk
         if mishap == "exit":
+            self.exited.add(PIDS[choice])
             desk.exit(PIDS[choice])
         elif mishap == "stream":
             desk.arbiter.confirm([f"lease-{choice}"], desk.now)
@@ -362,6 +364,12 @@ class Machine(RuleBasedStateMachine):
             elif taken_at >= truth.lease.ended_at:
                 self.measured_after_end(truth, taken_at)
         self.look()
+
+    @precondition(lambda self: not self.guard)
+    @rule(seconds=st.sampled_from((0.2, 3.0)))
+    def be_late(self, seconds: float) -> None:
+        """Time passes, and nobody has looked yet what is due."""
+        self.desk.now += seconds
 
     @rule(seconds=st.sampled_from((0.1, 1.0, 2.5, 5.0, 6.0, 31.0)))
     def advance(self, seconds: float) -> None:
@@ -498,6 +506,8 @@ class Machine(RuleBasedStateMachine):
         assert lease.end_reason is not EndReason.NONE
         if lease.end_reason is EndReason.EXPIRED:
             assert self.dead(truth), "no lease ends by time before its time"
+        elif lease.end_reason is EndReason.ORPHANED:
+            assert self.exited.issuperset(lease.request.pids)
         truth.residue = truth.charge
 
     def gone(self, lease: Lease) -> None:
@@ -541,6 +551,7 @@ class Machine(RuleBasedStateMachine):
             mine = [truth for truth in self.truths.values() if truth.lease.device_id == name]
             assert book.residue_bytes == sum(truth.charge for truth in mine if truth.residue is not None)
             assert book.accounted_bytes == sum(truth.charge for truth in mine if truth.residue is None)
+            assert len(queue) or not (book.awaited or book.candidate)
             assert book.ceiling_bytes <= book.facts.capacity_bytes - book.foreign_bytes or book.ceiling_bytes == 0
         assert self.desk.books.revision >= self.revision
         self.revision = self.desk.books.revision
@@ -548,7 +559,7 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=int(os.environ.get("ARBITER_STATEFUL_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("ARBITER_STATEFUL_EXAMPLES", "50")),
     stateful_step_count=int(os.environ.get("ARBITER_STATEFUL_STEPS", "40")),
     derandomize="ARBITER_STATEFUL_EXAMPLES" not in os.environ,
     deadline=None,

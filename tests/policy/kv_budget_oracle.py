@@ -31,13 +31,10 @@ def _clamped(level: Fraction, weights: Sequence[int], bounds: Sequence[tuple[int
     ]
 
 
-def _rounded(exact: Sequence[Fraction], engines: Sequence[Engine], total: int) -> list[int]:
-    """Whole units of exact shares that add up to ``total``; ties go by weight when even floors are cut, then by id."""
+def _rounded(exact: Sequence[Fraction], ties: Sequence[tuple[int, str]], total: int) -> list[int]:
+    """Whole units of exact shares that add up to ``total``: the largest fractions are rounded up."""
     units = [share.numerator // share.denominator for share in exact]
-    order = sorted(
-        range(len(exact)),
-        key=lambda index: (units[index] - exact[index], -engines[index].weight, engines[index].lease_id),
-    )
+    order = sorted(range(len(exact)), key=lambda index: (units[index] - exact[index], ties[index]))
     for index in order[: total - sum(units)]:
         units[index] += 1
     return units
@@ -63,7 +60,10 @@ def allocate(engines: Sequence[Engine], total: int, permille: int) -> list[int]:
     sharing = [index for index, share in enumerate(shares(engines)) if share]
     bounds = [bounds_of(engines[index], total, permille) for index in sharing]
     exact = exact_shares([engines[index].weight for index in sharing], bounds, total)
-    units = _rounded(exact, [engines[index] for index in sharing], min(total, sum(high for _, high in bounds)))
+    cut = sum(low for low, _ in bounds) > total
+    # Where even the floors are cut the heavier of two alike gets the odd unit; otherwise the lower id.
+    ties = [(-engines[index].weight if cut else 0, str(engines[index].lease_id)) for index in sharing]
+    units = _rounded(exact, ties, min(total, sum(high for _, high in bounds)))
     for index, amount in zip(sharing, units, strict=True):
         budgets[index] = amount
     return budgets

@@ -72,6 +72,7 @@ def ill(engine: Engine) -> Engine:
         pytest.param(1000, [engine(0, floor=600), engine(1, floor=400)], 1000, [600, 400], id="floors-fit-exactly"),
         pytest.param(1000, [engine(0, floor=2000), engine(1)], 900, [900, 100], id="a-floor-above-the-cap"),
         pytest.param(5, [engine(0, floor=3), engine(1, 2, floor=3)], 1000, [2, 3], id="cut-floors-and-an-odd-token"),
+        pytest.param(1738, weights(1, 3), 1000, [435, 1303], id="equal-fractions-go-to-the-lower-id"),
         pytest.param(7, [engine(0, floor=3), engine(1, floor=3), engine(2)], 1000, [3, 3, 1], id="floors-and-a-rest"),
     ],
 )
