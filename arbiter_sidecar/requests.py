@@ -63,7 +63,8 @@ class AllocationRequest:
     request_id: str = ""
     namespace: str = "default"
     pids: tuple[int, ...] = ()
-    processes: tuple[Process, ...] = ()
+    # Which of them can be seen changes when one dies; a retry is the same request all the same.
+    processes: tuple[Process, ...] = field(default=(), compare=False)
     priority: Priority = Priority.NORMAL
     min_memory_bytes: int | None = None
     min_quality: float | None = None

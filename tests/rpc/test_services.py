@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import stat
+import struct
 from pathlib import Path
 
 import grpc
@@ -182,3 +183,26 @@ async def test_call_is_refused_when_its_metadata_is_huge(served: Served) -> None
         await served.calls.Release(pb.ReleaseRequest(), metadata=(("x", "y" * 20_000),), timeout=GUARD_S)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (await served.lease()).lease.lease_id
+
+
+def frame(kind: int, payload: bytes = b"") -> bytes:
+    """An HTTP/2 frame of the connection itself."""
+    no_flags, no_stream = 0, 0
+    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, no_flags, no_stream) + payload
+
+
+async def test_guest_is_shown_the_door_when_it_pings_all_the_time(served: Served) -> None:
+    reader, writer = await asyncio.open_unix_connection(served.path)
+    settings, ping, goaway = 4, 6, 7
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings) + frame(ping, bytes(8)) * 10)
+    found: dict[int, bytes] = {}
+    async with asyncio.timeout(GUARD_S):
+        while goaway not in found:
+            head = await reader.readexactly(9)
+            found[head[3]] = await reader.readexactly(int.from_bytes(head[:3], "big"))
+    assert b"too_many_pings" in found[goaway]
+    # It was this guest alone.
+    assert (await served.lease()).lease.lease_id
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
