@@ -6,6 +6,7 @@ Every fault is found before anything starts, and all of them are told at once, e
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import os
 import tomllib
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arbiter_client.address import default_socket
+from arbiter_sidecar.policy import preemption, ranking
 from arbiter_sidecar.policy.capacity import parse_bytes
 from arbiter_sidecar.policy.quality import DEFAULT_ELASTICITY, DEFAULT_MIN_QUALITY, SOFT_TARGET, QualityPolicy
 from arbiter_sidecar.types import WorkloadType
@@ -111,10 +113,10 @@ def _share(raw: Raw) -> float:
     return share
 
 
-def _count(raw: Raw) -> int:
+def _count(raw: Raw, least: int = 1) -> int:
     number = _number(raw)
-    if not (math.isfinite(number) and number >= 1 and number == int(number)):
-        raise ValueError(f"is {raw!r}, must be a whole number of at least 1")
+    if not (math.isfinite(number) and number >= least and number == int(number)):
+        raise ValueError(f"is {raw!r}, must be a whole number of at least {least}")
     return int(number)
 
 
@@ -304,6 +306,49 @@ class Config:
             "how long memory stays reserved that cannot be seen to go; 0: not at all",
             metavar="TIME",
         ),
+    )
+    queue_aging_s: float = field(
+        default=ranking.AGING_S,
+        metadata=_option(
+            "queue.aging", _seconds(least=0.001), "waiting so long counts as one priority more", metavar="TIME"
+        ),
+    )
+    queue_backfill: int = field(
+        default=ranking.BACKFILL,
+        metadata=_option(
+            "queue.backfill",
+            functools.partial(_count, least=0),
+            "how often others may pass a request that does not fit",
+            metavar="COUNT",
+        ),
+    )
+    preemption_gap: int = field(
+        default=preemption.LEASE_GAP,
+        metadata=_option(
+            "preemption.gap", _count, "priorities that one must be above to take from another", metavar="COUNT"
+        ),
+    )
+    preemption_grace_s: float = field(
+        default=2.0,
+        metadata=_option(
+            "preemption.grace", _seconds(least=0.05), "time to give memory back before a lease is taken", metavar="TIME"
+        ),
+    )
+    preemption_shrink_hold_s: float = field(
+        default=preemption.SHRINK_HOLD_S,
+        metadata=_option(
+            "preemption.shrink-hold", _seconds(), "a younger lease is not shrunk for others", metavar="TIME"
+        ),
+    )
+    preemption_revoke_hold_s: float = field(
+        default=preemption.REVOKE_HOLD_S,
+        metadata=_option(
+            "preemption.revoke-hold", _seconds(), "a younger lease is not taken for others", metavar="TIME"
+        ),
+    )
+    preemption_cooldown_s: float = field(
+        default=preemption.COOLDOWN_S,
+        metadata=_option("preemption.cooldown", _seconds(), "peace after having given memory back", metavar="TIME"),
     )
     max_leases: int = field(
         default=100_000, metadata=_option("limits.leases", _count, "leases at most", metavar="COUNT")

@@ -1,8 +1,18 @@
 """The combined decision core. Pure and synchronous; see ``core`` for its laws."""
 
-from arbiter_sidecar.arbiter.books import ArbiterConfig, Names
+from arbiter_sidecar.arbiter.books import ArbiterConfig, Names, PreemptionConfig, QueueConfig
 from arbiter_sidecar.arbiter.core import Arbiter, Dry
 from arbiter_sidecar.arbiter.explain import Explanation
 from arbiter_sidecar.arbiter.renewal import BeatOutcome, BeatResult
 
-__all__ = ["Arbiter", "ArbiterConfig", "BeatOutcome", "BeatResult", "Dry", "Explanation", "Names"]
+__all__ = [
+    "Arbiter",
+    "ArbiterConfig",
+    "BeatOutcome",
+    "BeatResult",
+    "Dry",
+    "Explanation",
+    "Names",
+    "PreemptionConfig",
+    "QueueConfig",
+]

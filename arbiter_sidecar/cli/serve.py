@@ -15,10 +15,11 @@ import structlog
 
 from arbiter_sidecar import __version__
 from arbiter_sidecar.adapters import clock, detect, instance, probing, processes
-from arbiter_sidecar.arbiter import Arbiter, ArbiterConfig, Names
+from arbiter_sidecar.arbiter import Arbiter, ArbiterConfig, Names, PreemptionConfig, QueueConfig
 from arbiter_sidecar.cli import logs
 from arbiter_sidecar.config import Config
 from arbiter_sidecar.ledger.devices import DeviceRules
+from arbiter_sidecar.policy import preemption
 from arbiter_sidecar.ports import DeviceProbe
 from arbiter_sidecar.rpc.convert import LeaseTimes
 from arbiter_sidecar.rpc.server import Limits, ListenError, Server
@@ -73,6 +74,17 @@ def _core(config: Config, epoch: int, now: float) -> Arbiter:
         elasticity=config.elasticity,
         min_quality=config.min_quality,
         rules=DeviceRules(drain_grace_s=config.drain_grace_s, lock_delay_s=config.lock_delay_s),
+        queue=QueueConfig(aging_s=config.queue_aging_s, backfill=config.queue_backfill),
+        preemption=PreemptionConfig(
+            rules=preemption.Rules(
+                gap=config.preemption_gap,
+                shrink_hold_s=config.preemption_shrink_hold_s,
+                revoke_hold_s=config.preemption_revoke_hold_s,
+            ),
+            grace_s=config.preemption_grace_s,
+            settle_s=config.drain_grace_s,
+            cooldown_s=config.preemption_cooldown_s,
+        ),
         max_leases=config.max_leases,
         max_waiting=config.max_waiting,
     )

@@ -1,7 +1,7 @@
 """A device and its waiting line, served by the policy; times are whole eighths of a second, so that sums are exact.
 
-What may be said of the line is checked while it is served: its order, nobody ahead who fitted as well, no head passed more
-often than allowed, nothing granted twice or beyond the capacity.
+What may be said of the line is checked while it is served: its order, nobody ahead who fitted as well, no head passed
+more often than allowed, nothing granted twice or beyond the capacity.
 """
 
 from __future__ import annotations

@@ -127,6 +127,12 @@ def test_nothing_is_advised_when_the_gain_is_too_small_for_a_large_imbalance() -
     assert decision.imbalance == pytest.approx(5.5)
 
 
+def test_thresholds_are_exact_when_they_are_just_met() -> None:
+    """An imbalance of the threshold is tolerated; a gain of the minimum is worth it."""
+    assert ask(shards((16, 10), (16, 10), (0, 20))) == Balanced(1.25)
+    assert advice(shards((11, 10), (9, 10)), Settings(imbalance_threshold=1.05)).throughput_gain == 1.10
+
+
 def test_advice_depends_on_the_settings_when_thresholds_are_near() -> None:
     group = shards((10, 10), (10, 12))
     assert layers(advice(group, Settings(imbalance_threshold=1.05, min_speedup=1.09))) == [11, 9]

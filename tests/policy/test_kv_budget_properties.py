@@ -49,6 +49,20 @@ def test_budgets_equal_the_exact_shares_when_anybody_asks(seed: int) -> None:
     assert found == oracle.allocate(engines, total, permille)
 
 
+@FEW
+@given(SEEDS)
+def test_budgets_equal_the_exact_shares_when_limits_are_large_and_close(seed: int) -> None:
+    """More than a float can tell apart: a million of weight, and all start and stop to rise within one token of it."""
+    source = random.Random(seed)
+    engines = []
+    for name in range(6):
+        weight = source.randint(999_990, 1_000_000)
+        floor, cap = sorted(round(weight * source.uniform(100_000.0, 100_001.0)) for _ in range(2))
+        engines.append(Engine(lease_id=LeaseId(f"engine-{name}"), weight=weight, floor=floor, cap=cap))
+    total = source.randint(sum(each.floor for each in engines), sum(each.cap or 0 for each in engines))
+    assert kv_budget.allocate(engines, total) == oracle.allocate(engines, total, 1000)
+
+
 @MANY
 @given(SEEDS)
 def test_budgets_respect_every_bound_when_anybody_asks(seed: int) -> None:

@@ -201,6 +201,10 @@ def test_reasons_say_who_was_not_needed_when_others_suffice() -> None:
     }
 
 
+def test_reasons_say_that_nobody_was_needed_when_nothing_is() -> None:
+    assert because(ask(HIGH, 0, *ALL), "A") is Reason.NOT_NEEDED
+
+
 def test_reasons_say_that_it_is_too_little_when_the_plan_is_refused() -> None:
     plan = ask(HIGH, 110, *ALL)
     assert [because(plan, name) for name in "ABC"] == [Reason.TOO_LITTLE] * 3

@@ -70,7 +70,7 @@ async def test_session_goes_on_when_messages_fail(served: Served) -> None:
             grpc.StatusCode.NOT_FOUND,
             "LEASE_NOT_FOUND",
         ),
-        ({"request_preemption": pb.RequestPreemptionRequest()}, grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED"),
+        ({"request_preemption": pb.RequestPreemptionRequest()}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
         ({"reserve_kv": pb.ReserveKvRequest()}, grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED"),
         ({"complete_kv": pb.CompleteKvRequest()}, grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED"),
     ]
@@ -288,15 +288,15 @@ async def test_waiting_allocations_are_cancelled_when_the_session_ends(served: S
 async def test_allocation_is_refused_when_too_many_of_the_session_wait(served: Served) -> None:
     first = (await served.lease(**FULL)).lease
     talk = Talk(served)
-    for _ in range(session.MAX_ALLOCATING):
+    for _ in range(session.MAX_WAITING):
         await talk.send(allocate=wish(**SMALL))
-    await waiting(served, session.MAX_ALLOCATING)
+    await waiting(served, session.MAX_WAITING)
     refused = (await talk.ask(allocate=wish(**SMALL))).error
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "QUEUE_FULL")
     assert (await talk.beat(handles=[first.handle])).HasField("heartbeat")
     await served.release(first)
-    granted = {(await talk.read()).allocate.lease.lease_id for _ in range(session.MAX_ALLOCATING)}
-    assert len(granted) == session.MAX_ALLOCATING
+    granted = {(await talk.read()).allocate.lease.lease_id for _ in range(session.MAX_WAITING)}
+    assert len(granted) == session.MAX_WAITING
 
 
 async def test_worker_is_not_read_from_when_it_does_not_read(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,7 @@ async def test_wait_and_refusal_are_explained_when_a_request_is_asked_about(serv
     late = asyncio.create_task(served.lease(holder="late", memory_bytes=10 * GIB, request_id="late"))
     await until(lambda: served.arbiter.books.queue.callers == 1)
     waits = await explain(served, request_id="late")
-    assert waits.rule == "first_come"
+    assert waits.rule == "ranked_line"
     assert findings(waits)["position"] == "0"
     held = await explain(served, request_id="held")
     assert "quality" in held.summary

@@ -149,13 +149,12 @@ async def test_defect_is_logged_and_not_told_when_a_call_raises_something_else(f
 @pytest.mark.parametrize(
     ("method", "request_message"),
     [
-        ("RequestPreemption", pb.RequestPreemptionRequest()),
         ("ReserveKv", pb.ReserveKvRequest()),
         ("CompleteKv", pb.CompleteKvRequest()),
     ],
 )
 async def test_call_is_refused_aloud_when_it_is_not_served_yet(
-    served: Served, method: str, request_message: pb.RequestPreemptionRequest
+    served: Served, method: str, request_message: pb.ReserveKvRequest
 ) -> None:
     raw = served.raw(f"ArbiterService/{method}")
     refused = await refusal(raw(request_message.SerializeToString(), timeout=GUARD_S))

@@ -65,6 +65,10 @@ class FakeFeed:
         """The lease is over."""
         self.told.append(("ended", lease.lease_id))
 
+    def reclaim_cancelled(self, lease: Lease, reclaim_id: str) -> None:
+        """The lease need not give memory back any more."""
+        self.told.append(("let off", lease.lease_id))
+
     def draining(self) -> None:
         """The server goes away."""
         self.told.append(("draining", ""))
