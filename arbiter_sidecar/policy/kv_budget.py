@@ -8,9 +8,9 @@ order in which engines came. A budget bounds what is resident, not what is proce
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, compress
 from operator import neg, truediv
 
 from arbiter_sidecar.types import LeaseId
@@ -108,28 +108,33 @@ def _units(engines: Sequence[Engine], floors: list[int], bounds: list[int], tota
     weights = [engine.weight for engine in engines]
     promised = sum(floors)
     if promised > total:
-        # Equal floors with an odd unit: the heavier gets it.
-        sharing = sorted(range(len(engines)), key=lambda index: (-weights[index], engines[index].lease_id))
-        return _rounded(floors, sharing, floors, total, promised)
+        # Between two alike with an odd unit: the heavier gets it.
+        ties = [(-engine.weight, engine.lease_id) for engine in engines]
+        return _rounded([0] * len(engines), range(len(engines)), floors, total, promised, ties.__getitem__)
     settled, rising, rest, weight = _level(weights, floors, bounds, total)
-    rising.sort(key=lambda index: engines[index].lease_id)
-    return _rounded(settled, rising, weights, rest, weight)
+    return _rounded(settled, rising, weights, rest, weight, lambda index: engines[index].lease_id)
 
 
-def _rounded(units: list[int], sharing: list[int], shares: list[int], rest: int, whole: int) -> list[int]:
-    """Splits ``rest`` over ``sharing`` in proportion to ``shares``, whose sum is ``whole``; earlier ones win ties.
-
-    ``units`` is what the others get; theirs is overwritten.
-    """
-    units, remainders, left = units[:], [], rest
+def _rounded(
+    units: list[int],
+    sharing: Sequence[int],
+    shares: list[int],
+    rest: int,
+    whole: int,
+    tie: Callable[[int], str | tuple[int, str]],
+) -> list[int]:
+    """Splits ``rest`` over ``sharing`` in proportion to ``shares``, which sum up to ``whole``, into ``units``."""
+    remainders = []
     for index in sharing:
-        share, remainder = divmod(rest * shares[index], whole)
-        units[index] = share
-        left -= share
+        units[index], remainder = divmod(rest * shares[index], whole)
         remainders.append(remainder)
-    by_remainder = sorted(range(len(sharing)), key=remainders.__getitem__, reverse=True)
-    for place in by_remainder[:left]:
-        units[sharing[place]] += 1
+    left = sum(remainders) // whole if remainders else 0
+    if left:
+        limit = sorted(remainders)[-left]
+        above = [index for index, remainder in zip(sharing, remainders, strict=True) if remainder > limit]
+        equal = [index for index, remainder in zip(sharing, remainders, strict=True) if remainder == limit]
+        for index in above + sorted(equal, key=tie)[: left - len(above)]:
+            units[index] += 1
     return units
 
 
@@ -141,30 +146,31 @@ def _level(
     Returns what everybody gets who stands at a limit, who stands between the limits, what is left for those together,
     and their weight together: the level is the quotient of the last two.
     """
-    count = len(weights)
-    # Two steps for each engine, its number doubled: its share starts to rise when the level passes floor / weight, and
-    # stops at bound / weight. Interleaved lists and maps keep the loops out of the interpreter.
-    limits, pairs = [0] * (2 * count), [0] * (2 * count)
-    limits[0::2], limits[1::2] = floors, bounds
-    pairs[0::2] = pairs[1::2] = weights
-    order = sorted(range(2 * count), key=_levels(limits, pairs).__getitem__)
-    fixed_by, weight_by = limits[:], pairs[:]
-    fixed_by[0::2], weight_by[1::2] = map(neg, floors), map(neg, weights)
+    # The share of an engine starts to rise when the level passes floor / weight and stops at bound / weight. Steps are
+    # numbered, starts before stops so that no share stops before it starts; maps keep loops out of the interpreter.
+    starts = [index for index, floor in enumerate(floors) if floor > 0]
+    first_stop = len(starts)
+    limits = [floors[index] for index in starts] + bounds
+    pairs = [weights[index] for index in starts] + weights
+    order = sorted(range(len(limits)), key=_levels(limits, pairs).__getitem__)
+    fixed_by = [-floors[index] for index in starts] + bounds
+    weight_by = [*pairs[:first_stop], *map(neg, weights)]
     fixed = list(accumulate(map(fixed_by.__getitem__, order), initial=sum(floors)))
-    weight = list(accumulate(map(weight_by.__getitem__, order), initial=0))
+    weight = list(accumulate(map(weight_by.__getitem__, order), initial=sum(weights) - sum(pairs[:first_stop])))
 
     def reached(place: int) -> bool:
         """Whether all shares come to the total at this step; whole numbers, so nothing is rounded."""
         step = order[place]
         return fixed[place] * pairs[step] + weight[place] * limits[step] >= total * pairs[step]
 
-    place = bisect_left(range(2 * count), True, key=reached)
-    settled, rising = floors[:], [False] * count
+    place = bisect_left(range(len(order)), True, key=reached)
+    settled, rising = floors[:], [floor <= 0 for floor in floors]
     for step in order[:place]:
-        index, stops = divmod(step, 2)
-        rising[index] = not stops
-        settled[index] = bounds[index]
-    return settled, [index for index in range(count) if rising[index]], total - fixed[place], weight[place]
+        if step < first_stop:
+            rising[starts[step]] = True
+        else:
+            settled[step - first_stop], rising[step - first_stop] = bounds[step - first_stop], False
+    return settled, list(compress(range(len(weights)), rising)), total - fixed[place], weight[place]
 
 
 def _levels(limits: list[int], weights: list[int]) -> list[float] | list[int]:

@@ -63,7 +63,7 @@ async def test_donor_shrinks_and_the_requester_may_use_so_much_more(served: Serv
     giving, taking = (await donor(served)).lease, (await asking(served)).lease
     stream = served.calls.StreamQuality(pb.StreamQualityRequest(lease_ids=[giving.lease_id]))
     await stream.read()
-    asked = asyncio.create_task(served.calls.RequestPreemption(request(taking, 6), timeout=GUARD_S))
+    asked = served.calls.RequestPreemption(request(taking, 6), timeout=GUARD_S)
     pushed = (await stream.read()).directives[0]
     told = await told_to_give(served, giving)
     assert told.reclaim == pushed.reclaim or told.reclaim.reclaim_id == pushed.reclaim.reclaim_id
@@ -92,7 +92,7 @@ async def test_silent_donor_is_told_that_it_is_pressing_and_then_loses_its_lease
     giving, taking = (await donor(served)).lease, (await asking(served)).lease
     stream = served.calls.StreamQuality(pb.StreamQualityRequest(lease_ids=[giving.lease_id]))
     await stream.read()
-    asked = asyncio.create_task(served.calls.RequestPreemption(request(taking, 6), timeout=GUARD_S))
+    asked = served.calls.RequestPreemption(request(taking, 6), timeout=GUARD_S)
     levels = []
     while not (message := await stream.read()).ended:
         levels += [directive.reclaim.level for directive in message.directives]
