@@ -473,7 +473,7 @@ class Arbiter:
             books.event(
                 EventKind.PRESSURE_CHANGED,
                 device_id=device.device_id,
-                level=level.name,
+                pressure_level=level.name,
                 before=device.level.name,
                 pressure=round(device.pressure, 4),
             )

@@ -142,7 +142,8 @@ class Renewals:
             lease.reported_bytes = report.used_memory_bytes
         if report.kv is not None:
             lease.kv_usage = report.kv
-        if report.busy_for_s > 0.0:
+        if report.busy_for_s > 0.0 and lease.request.processes:
+            # The life of its processes stands for heartbeats meanwhile; without any to see, silence means nothing good.
             lease.quiet_until = max(lease.quiet_until, now + report.busy_for_s)
             lease.deadline = max(lease.deadline, lease.quiet_until)
         self._hear_acks(lease, report, outcome)

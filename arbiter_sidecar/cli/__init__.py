@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb == "health":
         from arbiter_sidecar.cli import probe
 
-        return probe.run(parsed.address, parsed.service, parsed.timeout)
+        # In a container one variable names the socket for the server and for its probes.
+        return probe.run(parsed.address or os.environ.get("ARBITER_SOCKET", ""), parsed.service, parsed.timeout)
     from arbiter_sidecar.cli import settings
 
     try:
@@ -56,7 +57,7 @@ def _parser(*, probes_only: bool) -> argparse.ArgumentParser:
         for verb in (serve, check):
             settings.add_flags(verb)
     health = verbs.add_parser("health", help="ask a running server how it is; for probes")
-    health.add_argument("--address", default="", help="unix:/path, /path or host:port; default: the usual socket")
+    health.add_argument("--address", default="", help="unix:/path, /path or host:port; also ARBITER_SOCKET")
     health.add_argument("--service", default="readiness", help="liveness, readiness or a service (default: readiness)")
     health.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS", help="give up after (default: 2)")
     return parser

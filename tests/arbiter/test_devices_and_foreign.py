@@ -271,7 +271,7 @@ def test_level_follows_pressure_with_a_margin_on_the_way_down(desk: Desk) -> Non
     assert levels == [low, low, moderate, high, critical, critical, high, high, moderate, low]
     assert len(desk.events(EventKind.PRESSURE_CHANGED)) == 6
     first = desk.events(EventKind.PRESSURE_CHANGED)[0]
-    assert first.fields == {"level": "MODERATE", "before": "LOW", "pressure": "0.5"}
+    assert first.fields == {"pressure_level": "MODERATE", "before": "LOW", "pressure": "0.5"}
 
 
 def test_pressure_mean_is_over_time(desk: Desk) -> None:

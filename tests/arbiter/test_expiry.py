@@ -109,9 +109,18 @@ def test_lease_is_suspected_late_when_it_beats_before_its_window_ends(desk: Desk
     assert lease.end_reason is EndReason.EXPIRED
 
 
-def test_announced_silence_is_allowed(desk: Desk) -> None:
+def test_announced_silence_is_no_excuse_where_no_process_can_be_seen(desk: Desk) -> None:
     desk.box()
     lease = desk.take(wish(ttl=10))
+    desk.now = 5.0
+    desk.report(lease, busy=100.0)
+    desk.at(15.0)
+    assert lease.end_reason is EndReason.EXPIRED
+
+
+def test_announced_silence_is_allowed(desk: Desk) -> None:
+    desk.box()
+    lease = desk.take(wish(ttl=10, pids=(7,)))
     desk.now = 5.0
     desk.report(lease, busy=100.0)
     desk.at(104.9)
