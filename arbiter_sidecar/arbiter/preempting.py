@@ -117,7 +117,6 @@ def begin(books: Books, wish: Wish, chosen: preemption.Plan, now: float) -> Plan
         donors=",".join(donation.lease_id for donation in chosen.donations),
     )
     _ask(books, plan, chosen, now)
-    books.later(plan.deadline, "close", plan)
     return plan
 
 
@@ -131,15 +130,7 @@ def _ask(books: Books, plan: Plan, chosen: preemption.Plan, now: float) -> None:
     }
     for each in chosen.donations:
         lease = device.lease(each.lease_id)
-        donation = Donation(
-            reclaim_id=f"{plan.plan_id}-{len(plan.donations) + 1}",
-            lease=lease,
-            planned_bytes=each.amount,
-            whole=each.whole,
-            now=now,
-            grace_s=plan.grace_s,
-        )
-        plan.donations[each.lease_id] = donation
+        donation = _order(plan, lease, each, now)
         device.demand(lease, donation)
         if not each.whole:
             _squeeze(device, lease, each.amount)
@@ -155,8 +146,28 @@ def _ask(books: Books, plan: Plan, chosen: preemption.Plan, now: float) -> None:
             whole=each.whole,
             grace_s=plan.grace_s,
         )
-    books.later(now + min(ANSWER_S, plan.grace_s * ANSWER_SHARE), "press", plan)
-    books.later(now + plan.grace_s, "collect", plan)
+    remind(books, plan, now)
+
+
+def remind(books: Books, plan: Plan, asked_at: float) -> None:
+    """Puts the deadlines of a round that began at ``asked_at``, and that of the plan, on the agenda."""
+    books.later(asked_at + _pressing_s(plan), "press", plan)
+    books.later(asked_at + plan.grace_s, "collect", plan)
+    books.later(plan.deadline, "close", plan)
+
+
+def _order(plan: Plan, lease: Lease, chosen: preemption.Donation, now: float) -> Donation:
+    plan.orders += 1
+    reclaim_id = f"{plan.plan_id}-{plan.orders}"
+    amount, whole, grace_s = chosen.amount, chosen.whole, plan.grace_s
+    donation = plan.donations.get(lease.lease_id)
+    if donation is None:
+        donation = plan.donations[lease.lease_id] = Donation(
+            reclaim_id=reclaim_id, lease=lease, planned_bytes=amount, whole=whole, now=now, grace_s=grace_s
+        )
+    else:
+        donation.extend(reclaim_id=reclaim_id, more_bytes=amount, whole=whole, now=now, grace_s=grace_s)
+    return donation
 
 
 def _squeeze(device: DeviceBook, lease: Lease, amount: int) -> None:
@@ -178,9 +189,9 @@ def follow(books: Books, device: DeviceBook, now: float) -> None:
             device.earmarked_bytes += gained
         if gained and donation.short_bytes == 0 and donation.outcome is DonationOutcome.OPEN:
             _confirm(books, donation, now)
-    if _requester_gone(books, plan):
+    if _requester_gone(books, plan, now) or _needless(books, device, plan, now):
         close(books, plan, now, withdrawn=True)
-    elif plan.short_bytes == 0:
+    elif plan.spent or (plan.short_bytes == 0 and _creditable(device, plan, now)):
         close(books, plan, now)
 
 
@@ -190,18 +201,40 @@ def _confirm(books: Books, donation: Donation, now: float) -> None:
     books.accounts.of(request.namespace, request.holder).reclaim_seconds += now - donation.asked_at
 
 
-def _requester_gone(books: Books, plan: Plan) -> bool:
+def _requester_gone(books: Books, plan: Plan, now: float) -> bool:
     if plan.requester is not None:
-        return not plan.requester.alive
-    return plan.waiter is not None and books.queue.of(plan.waiter.tickets[0]) is not plan.waiter
+        return not plan.requester.alive or plan.requester.deadline <= now
+    return plan.waiter is not None and plan.waiter not in books.queue
 
 
-def press(books: Books, plan: Plan) -> None:
+def _needless(books: Books, device: DeviceBook, plan: Plan, now: float) -> bool:
+    """Whether those who were asked to go, and are still there, may stay: room came from elsewhere."""
+    if not plan.whole or not any(donation.lease.leaving for donation in plan.donations.values()):
+        return False
+    newcomer = books.shape(plan.waiter.request) if plan.waiter is not None else None
+    return device.excess_bytes(newcomer, now) == 0
+
+
+def _creditable(device: DeviceBook, plan: Plan, now: float) -> bool:
+    """Whether what was confirmed is still there: strangers may have taken it, and a donor may have grown again."""
+    return plan.requester is None or device.fits(_share(plan), now, kept_bytes=device.earmarked_bytes)
+
+
+def _share(plan: Plan) -> int:
+    return min(plan.confirmed_bytes, plan.need_bytes)
+
+
+def _pressing_s(plan: Plan) -> float:
+    return min(ANSWER_S, plan.grace_s * ANSWER_SHARE)
+
+
+def press(books: Books, plan: Plan, now: float) -> None:
     """Tells the donors that have not answered that it is pressing."""
     for donation in plan.donations.values():
         lease = donation.lease
         silent = not donation.acknowledged and lease.applied_revision < lease.revision
-        if lease.reclaim is donation and silent and donation.level is ReclaimLevel.SOFT:
+        due = donation.level is ReclaimLevel.SOFT and donation.asked_at + _pressing_s(plan) <= now
+        if lease.reclaim is donation and silent and due:
             donation.level = ReclaimLevel.HARD
             books.announce(lease, DirectiveReason.PREEMPTION)
             books.happened(EventKind.RECLAIM_ESCALATED, lease, plan_id=plan.plan_id, reclaim_id=donation.reclaim_id)
@@ -211,13 +244,12 @@ def collect(books: Books, plan: Plan, now: float) -> None:
     """The deadline of a round: revokes who gave nothing and said nothing, and asks others for what is missing, once."""
     device = books.devices[plan.device_id]
     for donation in list(plan.donations.values()):
-        if donation.outcome is DonationOutcome.OPEN and donation.deadline <= now:
+        if donation.outcome is DonationOutcome.OPEN and donation.lease.alive and donation.deadline <= now:
             _call_in(books, plan, donation, now)
-    coming = sum(
-        donation.short_bytes for donation in plan.donations.values() if donation.outcome is DonationOutcome.REVOKED
-    )
-    missing = plan.short_bytes - coming
-    if missing <= 0 or plan.replanned:
+    given = plan.donations.values()
+    # What the ended still hold counts when it is measured gone, and is not asked of others.
+    missing = plan.short_bytes - sum(donation.short_bytes for donation in given if not donation.lease.alive)
+    if missing <= 0 or plan.replanned or any(donation.deadline > now for donation in given):
         return
     plan.replanned = True
     wish = Wish(
@@ -229,19 +261,15 @@ def collect(books: Books, plan: Plan, now: float) -> None:
         grace_s=plan.grace_s,
         partial=plan.partial,
         machine=plan.machine,
-        whole=plan.requester is None,
+        whole=plan.whole,
     )
-    again = draft(books, wish, now, fell_short=frozenset(LeaseId(lease_id) for lease_id in plan.donations))
+    again = draft(books, wish, now, fell_short=frozenset(each.lease.lease_id for each in given if each.short_bytes))
     if not again.refused:
         _ask(books, plan, again, now)
 
 
 def _call_in(books: Books, plan: Plan, donation: Donation, now: float) -> None:
     lease = donation.lease
-    if not lease.alive:
-        # It went by itself; its bytes count when they are measured gone.
-        donation.outcome = DonationOutcome.REVOKED
-        return
     answered = donation.acknowledged or lease.applied_revision >= lease.revision
     if donation.whole or plan.machine or not answered:
         donation.outcome = DonationOutcome.REVOKED

@@ -138,9 +138,9 @@ class DeviceBook:
         old = self.sampled_at is None or now - self.sampled_at > self.rules.freeze_after_s
         return self.lost or (self.measured and old)
 
-    def fits(self, more_bytes: int, now: float) -> bool:
-        """Whether so many bytes more can be promised now."""
-        if self.frozen(now) or more_bytes > self.available_bytes:
+    def fits(self, more_bytes: int, now: float, *, kept_bytes: int = 0) -> bool:
+        """Whether so many bytes more can be promised now; ``kept_bytes`` are those kept for just this promise."""
+        if self.frozen(now) or more_bytes > self.available_bytes + kept_bytes:
             return False
         if self.machine_available_bytes is None:
             return True
@@ -191,10 +191,10 @@ class DeviceBook:
         lease.elastic = elastic
         self._count_in(lease)
 
-    def grow(self, lease: Lease, elastic: Elastic) -> None:
-        """Gives a living lease a larger shape and tells it so at its present quality."""
+    def grow(self, lease: Lease, elastic: Elastic, more_bytes: int) -> None:
+        """Gives a living lease a larger shape and exactly so many bytes more at its present quality."""
         self.reshape(lease, elastic)
-        self.publish(lease, lease.published)
+        self._tell(lease, lease.published, lease.limit_bytes + more_bytes)
 
     def demand(self, lease: Lease, donation: Donation | None) -> None:
         """Notes what a living lease is asked to give, or that it is not asked any more."""
@@ -335,13 +335,23 @@ class DeviceBook:
         Within the grace an ended lease counts with no more than it had been told to use, so that its end alone never
         makes anybody smaller.
         """
-        held = sum(
-            lease.residue_bytes
-            if now - lease.ended_at >= self.rules.drain_grace_s
-            else min(lease.residue_bytes, lease.planned_at_end)
-            for lease in self.ended.values()
-        )
+        held = sum(self._held(lease, now) for lease in self.ended.values())
         return self.facts.capacity_bytes - self.ceiling_bytes + held
+
+    def _held(self, lease: Lease, now: float) -> int:
+        if now - lease.ended_at >= self.rules.drain_grace_s:
+            return lease.residue_bytes
+        return min(lease.residue_bytes, lease.planned_at_end)
+
+    def returning_bytes(self, now: float) -> int:
+        """What of that comes back by itself: not the bytes of those who have kept them past the grace."""
+        return sum(self._held(lease, now) for lease in self.ended.values() if not lease.residue_alarmed)
+
+    def excess_bytes(self, newcomer: Elastic | None, now: float) -> int:
+        """What is missing when everybody is at the minimum, with those who were asked to go; 0: they may stay."""
+        floors = sum(lease.elastic.floor_bytes for lease in self.live.values())
+        more = newcomer.floor_bytes if newcomer is not None else 0
+        return max(0, self.elsewhere_bytes(now) + floors + more - self.facts.capacity_bytes)
 
     def processes(self) -> Iterable[Process]:
         """Every process whose memory matters here, each once, in order of the leases."""

@@ -30,7 +30,8 @@ class Donation:
         reclaim_id: What the holder calls the order.
         lease: The donor, alive or ended.
         planned_bytes: What it is asked for.
-        baseline_bytes: What was charged or measured for it when it was asked.
+        baseline_bytes: What was charged or measured for it when it was asked; of one that is wanted whole no more than
+            what it is asked for, because what it holds beyond that is due anyway.
         confirmed_bytes: What the books show to be free since; never falls.
         whole: The lease as a whole is wanted; at the deadline it is revoked.
         level: Urgency.
@@ -60,7 +61,7 @@ class Donation:
         self.reclaim_id = reclaim_id
         self.lease = lease
         self.planned_bytes = planned_bytes
-        self.baseline_bytes = lease.accounted_bytes
+        self.baseline_bytes = planned_bytes if whole else lease.accounted_bytes
         self.confirmed_bytes = 0
         self.whole = whole
         self.level = ReclaimLevel.SOFT
@@ -73,6 +74,17 @@ class Donation:
     def short_bytes(self) -> int:
         """What is still missing."""
         return self.planned_bytes - self.confirmed_bytes
+
+    def extend(self, *, reclaim_id: str, more_bytes: int, whole: bool, now: float, grace_s: float) -> None:
+        """Asks a donor that has given for more, under a new order."""
+        self.reclaim_id = reclaim_id
+        self.planned_bytes += more_bytes
+        self.whole = whole
+        self.level = ReclaimLevel.SOFT
+        self.acknowledged = False
+        self.asked_at = now
+        self.deadline = now + grace_s
+        self.outcome = DonationOutcome.OPEN
 
     def observe(self) -> int:
         """Takes in what the books show now; returns the bytes confirmed since the last look."""
@@ -95,6 +107,8 @@ class Plan:
         need_bytes: What is needed.
         partial: Less is welcome.
         machine: The machine itself is short: nobody asked.
+        grace_s: Time from a notice to its deadline.
+        orders: How many orders to give were sent.
         donations: By lease id, in the order of asking.
         rejected: Who was passed over, and why.
         deadline: When it ends with what there is.
@@ -126,6 +140,7 @@ class Plan:
         self.machine = machine
         self.grace_s = grace_s
         self.deadline = deadline
+        self.orders = 0
         self.donations: dict[str, Donation] = {}
         self.rejected: dict[str, str] = {}
         self.replanned = False
@@ -139,6 +154,26 @@ class Plan:
     def short_bytes(self) -> int:
         """What is still missing."""
         return max(0, self.need_bytes - self.confirmed_bytes)
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole leases help: everybody is at the minimum already."""
+        return self.machine or self.waiter is not None
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing more is to come: nobody is asked any more, and what the ended held is gone."""
+        return all(
+            each.outcome is not DonationOutcome.OPEN and (each.lease.alive or each.short_bytes == 0)
+            for each in self.donations.values()
+        )
+
+    def delay(self, seconds: float) -> None:
+        """Moves every deadline into the future, because the arbiter itself had been away."""
+        self.deadline += seconds
+        for donation in self.donations.values():
+            donation.asked_at += seconds
+            donation.deadline += seconds
 
     def observe(self) -> int:
         """Takes in what the books show now; returns the bytes confirmed since the last look."""

@@ -65,6 +65,9 @@ class AdmissionQueue:
         """How many callers wait."""
         return len(self._by_ticket)
 
+    def __contains__(self, waiter: Waiter) -> bool:
+        return self._waiters.get(waiter.arrival) is waiter
+
     def __iter__(self) -> Iterator[Waiter]:
         return iter(list(self._waiters.values()))
 

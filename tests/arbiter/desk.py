@@ -126,6 +126,8 @@ def describe(effect: effects.Effect) -> str:
         return f"refused {effect.ticket} {effect.error.reason} {effect.error.message}"
     if isinstance(effect, effects.Happened):
         return f"happened {effect.kind.name} {effect.lease_id} {effect.request_id} {dict(effect.fields)}"
+    if isinstance(effect, effects.PlanClosed):
+        return f"plan closed {effect.ticket} {effect.plan.plan_id} {effect.plan.confirmed_bytes} {effect.error!r}"
     lease = effect.lease
     return f"{type(effect).__name__} {lease.lease_id} {lease.revision} {lease.quality!r} {lease.end_reason.name}"
 

@@ -93,7 +93,15 @@ def test_grpcurl_calls_every_method(tmp_path: Path) -> None:
         # The lease is over, so its stream tells that and ends by itself.
         (told,) = grpcurl.call("ArbiterService/StreamQuality", lease_ids=[lease_id])
         assert told["ended"] == [{"lease_id": lease_id, "end_reason": "END_REASON_RELEASED"}]
-        for method in ("RequestPreemption", "ReserveKv", "CompleteKv"):
+        (plan,) = grpcurl.call(
+            "ArbiterService/RequestPreemption",
+            device_id="card",
+            memory_bytes="1048576",
+            priority="PRIORITY_HIGH",
+            dry_run=True,
+        )
+        assert [each["reason"] for each in plan["rejected"]] == ["priority_gap"]
+        for method in ("ReserveKv", "CompleteKv"):
             assert "Unimplemented" in grpcurl.fails(f"ArbiterService/{method}")
 
 

@@ -50,6 +50,13 @@ def request(lease: lease_pb2.Lease, gib: int, **changes: Any) -> pb.RequestPreem
     return pb.RequestPreemptionRequest(**{"lease_id": lease.lease_id, "memory_bytes": gib * GIB, **changes})
 
 
+async def hear(stream: grpc.aio.UnaryStreamCall[Any, pb.StreamQualityResponse]) -> pb.StreamQualityResponse:
+    """The next message of a stream; there must be one."""
+    message = await stream.read()
+    assert isinstance(message, pb.StreamQualityResponse), message
+    return message
+
+
 async def told_to_give(served: Served, lease: lease_pb2.Lease) -> lease_pb2.Directive:
     """The donor's directive as its heartbeat brings it, once it has an order to give memory back."""
     while True:
@@ -62,9 +69,9 @@ async def told_to_give(served: Served, lease: lease_pb2.Lease) -> lease_pb2.Dire
 async def test_donor_shrinks_and_the_requester_may_use_so_much_more(served: Served) -> None:
     giving, taking = (await donor(served)).lease, (await asking(served)).lease
     stream = served.calls.StreamQuality(pb.StreamQualityRequest(lease_ids=[giving.lease_id]))
-    await stream.read()
+    await hear(stream)
     asked = served.calls.RequestPreemption(request(taking, 6), timeout=GUARD_S)
-    pushed = (await stream.read()).directives[0]
+    pushed = (await hear(stream)).directives[0]
     told = await told_to_give(served, giving)
     assert told.reclaim == pushed.reclaim or told.reclaim.reclaim_id == pushed.reclaim.reclaim_id
     assert told.memory_limit_bytes == giving.memory_bytes - 6 * GIB
@@ -91,10 +98,10 @@ async def test_silent_donor_is_told_that_it_is_pressing_and_then_loses_its_lease
     served = await serve(Setting(core=quick(grace_s=0.2)))
     giving, taking = (await donor(served)).lease, (await asking(served)).lease
     stream = served.calls.StreamQuality(pb.StreamQualityRequest(lease_ids=[giving.lease_id]))
-    await stream.read()
+    await hear(stream)
     asked = served.calls.RequestPreemption(request(taking, 6), timeout=GUARD_S)
     levels = []
-    while not (message := await stream.read()).ended:
+    while not (message := await hear(stream)).ended:
         levels += [directive.reclaim.level for directive in message.directives]
     assert levels[-1] == lease_pb2.RECLAIM_LEVEL_HARD
     assert message.ended[0].end_reason == lease_pb2.END_REASON_PREEMPTED
@@ -145,11 +152,11 @@ async def test_bad_request_is_refused(
 async def test_donor_is_let_off_when_the_caller_goes(served: Served) -> None:
     giving, taking = (await donor(served)).lease, (await asking(served)).lease
     stream = served.calls.StreamQuality(pb.StreamQualityRequest(lease_ids=[giving.lease_id]))
-    await stream.read()
+    await hear(stream)
     asked = served.calls.RequestPreemption(request(taking, 6), timeout=GUARD_S)
-    reclaim = (await stream.read()).directives[0].reclaim
+    reclaim = (await hear(stream)).directives[0].reclaim
     asked.cancel()
-    while not (message := await stream.read()).reclaim_cancelled:
+    while not (message := await hear(stream)).reclaim_cancelled:
         pass
     assert list(message.reclaim_cancelled) == [reclaim.reclaim_id]
     assert not message.directives[-1].HasField("reclaim")

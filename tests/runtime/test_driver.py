@@ -11,11 +11,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from arbiter_sidecar import errors
-from arbiter_sidecar.arbiter import effects
+from arbiter_sidecar.arbiter import PreemptionConfig, effects
 from arbiter_sidecar.arbiter.effects import Effect
 from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.policy import preemption
 from arbiter_sidecar.ports import DeviceProbe
-from arbiter_sidecar.requests import Beat, Report
+from arbiter_sidecar.requests import Beat, PreemptionRequest, Report
 from arbiter_sidecar.runtime import Grant, driver
 from arbiter_sidecar.types import (
     GIB,
@@ -25,6 +26,7 @@ from arbiter_sidecar.types import (
     EndReason,
     EventKind,
     LeaseState,
+    Priority,
     Process,
     ReportOutcome,
     Verdict,
@@ -422,8 +424,10 @@ async def test_every_effect_is_carried_out(drive: Drive) -> None:
     assert (grant.lease.state, grant.already_granted) == (LeaseState.GRANTED, False)
     driven.runtime.drain()
     assert driven.feed.told[-1] == ("draining", "")
+    # Those of preemption are carried out below and in the tests of its call.
     known = {effects.Granted, effects.Refused, effects.Opened, effects.DirectiveChanged, effects.Ended, effects.Drained}
-    assert {*known, effects.Happened} == set(Effect.__args__)
+    preempting = {effects.PlanClosed, effects.ReclaimCancelled}
+    assert {*known, *preempting, effects.Happened} == set(Effect.__args__)
 
 
 async def test_settled_is_set_when_no_lease_lives(drive: Drive) -> None:
@@ -445,3 +449,32 @@ async def test_events_are_logged_with_their_names_when_they_matter(drive: Drive)
     assert granted["log_level"] == "info"
     assert next(line for line in lines if line["event"] == "lease_confirmed")["log_level"] == "debug"
     assert not any(str(lease.handle) in str(line.values()) for line in lines)
+
+
+async def test_preempted_donor_is_let_off_when_the_caller_goes(drive: Drive) -> None:
+    rules = preemption.Rules(shrink_hold_s=0.0)
+    driven = await drive(Outside(core=replace(CORE, preemption=PreemptionConfig(rules=rules, grace_s=60.0))))
+    giving = await driven.take(wish(16.0, holder="giving", priority=Priority.BACKGROUND))
+    taking = await driven.take(wish(2.0, holder="taking", priority=Priority.HIGH))
+    asked = PreemptionRequest(lease_id=taking.lease_id, need_bytes=2 * GIB)
+    assert [each.lease_id for each in driven.runtime.dry_preempt(asked).donations] == [giving.lease_id]
+    call = asyncio.create_task(driven.runtime.preempt(asked))
+    await until(lambda: giving.reclaim is not None)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert giving.reclaim is None
+    assert ("let off", giving.lease_id) in driven.feed.told
+
+
+async def test_requester_gets_its_bytes_when_the_donor_complies(drive: Drive) -> None:
+    rules = preemption.Rules(shrink_hold_s=0.0)
+    driven = await drive(Outside(core=replace(CORE, preemption=PreemptionConfig(rules=rules, grace_s=60.0))))
+    giving = await driven.take(wish(16.0, holder="giving", priority=Priority.BACKGROUND))
+    taking = await driven.take(wish(2.0, holder="taking", priority=Priority.HIGH))
+    asked = PreemptionRequest(lease_id=taking.lease_id, need_bytes=2 * GIB)
+    call = asyncio.create_task(driven.runtime.preempt(asked))
+    await until(lambda: giving.reclaim is not None)
+    comply(driven, giving)
+    assert (await call).plan.confirmed_bytes == 2 * GIB
+    assert taking.limit_bytes == 4 * GIB

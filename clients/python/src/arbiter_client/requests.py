@@ -5,56 +5,80 @@ from __future__ import annotations
 import random
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import grpc
 
+from arbiter.v1 import arbiter_service_pb2
 from arbiter_client import keepalive
-from arbiter_client.errors import ArbiterClientError, InvalidRequest
+from arbiter_client.errors import ArbiterClientError, ArbiterUnreachable, InvalidRequest
+from arbiter_client.holding import Holding
+from arbiter_client.preemption import Preemption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from arbiter.v1 import arbiter_service_pb2
-    from arbiter_client.holding import Holding
-
 #: Interval that bounds the spacing of repeated requests.
 RETRY_INTERVAL_S = 5.0
 
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
 
 @dataclass(slots=True, eq=False)
-class Allocation:
-    """A lease that was asked for.
+class Asked(Generic[Request, Answer]):
+    """Something that the arbiter may take its time to answer.
 
     Attributes:
-        request: The request; sent again unchanged, so that its id makes the repetition safe.
+        request: The request.
         asked_at: When the worker asked.
-        future: The lease; cancelled when the worker no longer wants it.
+        future: The answer; cancelled when the worker no longer wants it.
         sent_at: Before the last sending; ``None`` before the first.
         retry_at: When to send again after the arbiter said that it cannot answer now; ``None`` when nothing is due.
         troubled_since: When it first said so; ``None`` while it did not.
         failures: How often it said so.
     """
 
-    request: arbiter_service_pb2.AllocateRequest
+    request: Request
     asked_at: float
-    future: Future[Holding] = field(default_factory=Future)
+    future: Future[Answer] = field(default_factory=Future)
     sent_at: float | None = None
     retry_at: float | None = None
     troubled_since: float | None = None
     failures: int = 0
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether it was sent and has no answer yet."""
+        return self.sent_at is not None and self.retry_at is None
 
     def fail(self, error: ArbiterClientError) -> None:
         """Gives the worker the error, unless it has gone."""
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
-    def deliver(self, holding: Holding) -> bool:
-        """Gives the worker the lease; False when it has gone."""
+    def deliver(self, answer: Answer) -> bool:
+        """Gives the worker the answer; False when it has gone."""
         if not self.future.set_running_or_notify_cancel():
             return False
-        self.future.set_result(holding)
+        self.future.set_result(answer)
         return True
+
+
+class Allocation(Asked[arbiter_service_pb2.AllocateRequest, Holding]):
+    """A lease that was asked for; sent again unchanged, so that its id makes the repetition safe."""
+
+    __slots__ = ()
+
+
+class Demand(Asked[arbiter_service_pb2.RequestPreemptionRequest, Preemption]):
+    """Memory of others that was asked for.
+
+    Not sent again once the connection has ended with it in flight: an arbiter that had just carried it out would take
+    the same amount a second time.
+    """
+
+    __slots__ = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -84,54 +108,62 @@ class Return:
             self.future.set_result(already_released)
 
 
+#: What the arbiter may take its time for, and what can be taken back until then.
+Patient: TypeAlias = Allocation | Demand
+
+
 class Waiting:
     """The requests that have no answer yet. No IO; the keeper sends."""
 
-    __slots__ = ("_allocations", "_patience", "_returns")
+    __slots__ = ("_asked", "_patience", "_returns")
 
     def __init__(self, patience: float) -> None:
         """Begins empty.
 
         Args:
-            patience: Seconds for which an allocation outlives an arbiter that cannot be reached or cannot answer.
+            patience: Seconds for which a request outlives an arbiter that cannot be reached or cannot answer.
         """
         self._patience = patience
-        self._allocations: dict[str, Allocation] = {}
+        self._asked: dict[str, Patient] = {}
         self._returns: list[Return] = []
 
     def __len__(self) -> int:
-        return len(self._allocations) + len(self._returns)
+        return len(self._asked) + len(self._returns)
 
     @property
     def returns(self) -> int:
         """How many leases are being given back."""
         return len(self._returns)
 
-    def __iter__(self) -> Iterator[Allocation | Return]:
-        """Everything, allocations first, each in the order of asking."""
-        return iter([*self._allocations.values(), *self._returns])
+    def __iter__(self) -> Iterator[Patient | Return]:
+        """Everything, what is being given back last, each in the order of asking."""
+        return iter([*self._asked.values(), *self._returns])
 
-    def begin(self, asked: Allocation | Return) -> bool:
+    def find(self, future: Future[Holding] | Future[Preemption]) -> Patient | None:
+        """The request that ``future`` is the answer to; ``None`` when it waits no more."""
+        return next((asked for asked in self._asked.values() if asked.future is future), None)
+
+    def begin(self, asked: Patient | Return) -> bool:
         """Takes a request in; False when it was answered at once with an error."""
         if isinstance(asked, Return):
             self._returns.append(asked)
             return True
-        if asked.request.request_id in self._allocations:
+        if asked.request.request_id in self._asked:
             asked.fail(InvalidRequest("request_id: this client is already waiting for the same one"))
             return False
-        self._allocations[asked.request.request_id] = asked
+        self._asked[asked.request.request_id] = asked
         return True
 
-    def done(self, asked: Allocation | Return) -> None:
+    def done(self, asked: Patient | Return) -> None:
         """Forgets a request; unknown ones are fine."""
         if isinstance(asked, Return):
             self._returns = [giving for giving in self._returns if giving is not asked]
-        elif self._allocations.get(asked.request.request_id) is asked:
-            del self._allocations[asked.request.request_id]
+        elif self._asked.get(asked.request.request_id) is asked:
+            del self._asked[asked.request.request_id]
 
-    def refused(self, asked: Allocation | Return, error: ArbiterClientError, now: float) -> None:
+    def refused(self, asked: Patient | Return, error: ArbiterClientError, now: float) -> None:
         """The arbiter answered with an error: kept for another try when it only cannot answer now, else failed."""
-        if isinstance(asked, Allocation) and not asked.future.cancelled():
+        if not isinstance(asked, Return) and not asked.future.cancelled():
             if asked.troubled_since is None:
                 asked.troubled_since = now
             if error.code is grpc.StatusCode.UNAVAILABLE and now - asked.troubled_since < self._patience:
@@ -142,14 +174,22 @@ class Waiting:
         asked.fail(error)
 
     def disconnected(self) -> None:
-        """The session is over, and with it every allocation that nobody waits for any more."""
-        for asked in list(self._allocations.values()):
+        """The session is over, and with it what nobody waits for any more and what cannot be said twice."""
+        for asked in list(self._asked.values()):
             if asked.future.cancelled():
                 self.done(asked)
+            elif isinstance(asked, Demand) and asked.in_flight:
+                self.done(asked)
+                asked.fail(
+                    ArbiterUnreachable(
+                        "the connection to the arbiter ended before it said what was taken from others; "
+                        "look at the lease's memory limit before asking again"
+                    )
+                )
 
-    def fail_allocations(self, error: ArbiterClientError) -> None:
-        """Fails what waits for a lease; what is being given back keeps trying."""
-        for asked in list(self._allocations.values()):
+    def fail_asked(self, error: ArbiterClientError) -> None:
+        """Fails what waits for an answer; what is being given back keeps trying."""
+        for asked in list(self._asked.values()):
             self.done(asked)
             asked.fail(error)
 
@@ -176,16 +216,16 @@ class Waiting:
     def due(self, *, connected: bool, troubled_since: float | None) -> float | None:
         """When something here next needs attention."""
         times: list[float | None] = [giving.until for giving in self._returns]
-        for asked in self._allocations.values():
+        for asked in self._asked.values():
             if connected:
                 times.append(asked.retry_at)
             if troubled_since is not None:
                 times.append(self._end_of_patience(asked, troubled_since))
         return keepalive.earliest(times)
 
-    def retries(self, now: float) -> list[Allocation]:
-        """Allocations to send again now."""
-        return [asked for asked in self._allocations.values() if asked.retry_at is not None and now >= asked.retry_at]
+    def retries(self, now: float) -> list[Patient]:
+        """Requests to send again now."""
+        return [asked for asked in self._asked.values() if asked.retry_at is not None and now >= asked.retry_at]
 
-    def _end_of_patience(self, asked: Allocation, troubled_since: float) -> float:
+    def _end_of_patience(self, asked: Patient, troubled_since: float) -> float:
         return max(troubled_since, asked.asked_at) + self._patience
