@@ -28,7 +28,8 @@ class Prospect:
         start_bytes: Bytes at that quality.
         short_bytes: What is missing even with everybody at the minimum; 0 when quality can make room.
         frozen: Whether too little is known of the device to grant anything on it.
-        fits: Whether the bytes are free now.
+        starting: Who is starting up there and must not be disturbed; empty when nobody is.
+        fits: Whether it may have the bytes now.
     """
 
     device: DeviceBook
@@ -37,6 +38,7 @@ class Prospect:
     start_bytes: int
     short_bytes: int
     frozen: bool
+    starting: str
     fits: bool
 
     @property
@@ -47,7 +49,8 @@ class Prospect:
     @property
     def rank(self) -> tuple[bool, bool, float, int]:
         """Larger is better: granted now, granted after reductions, better quality, more room."""
-        return (self.fits, self.feasible and not self.frozen, self.quality, self.device.available_bytes)
+        possible = self.feasible and not self.frozen and not self.starting
+        return (self.fits, possible, self.quality, self.device.available_bytes)
 
 
 def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: float) -> Prospect:
@@ -59,6 +62,7 @@ def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: 
         short = solution.hard_deficit_bytes
         start = publication.quantise(solution.targets[-1], minimum=elastic.min_quality, maximum=elastic.max_quality)
     start_bytes = elastic.bytes_at(start)
+    starter = device.fenced_by(now)
     return Prospect(
         device=device,
         elastic=elastic,
@@ -66,7 +70,8 @@ def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: 
         start_bytes=start_bytes,
         short_bytes=short,
         frozen=device.frozen(now),
-        fits=short == 0 and device.fits(start_bytes, now),
+        starting=starter.request.holder if starter is not None else "",
+        fits=short == 0 and starter is None and device.fits(start_bytes, now),
     )
 
 
@@ -124,7 +129,7 @@ def admit(books: Books, now: float) -> None:
             break
         able = _able(books, waiter.request)
         free = [prospect(books, device, waiter.request, now) for device in able if not device.awaited]
-        best = max(free, key=lambda each: each.rank, default=None)
+        best = _best(books, free, waiter)
         if best is None:
             # Its device may have gone while it waited; it waits on, the device may come back.
             waiter.device_id, waiter.reclaiming = None, False
@@ -137,11 +142,19 @@ def admit(books: Books, now: float) -> None:
             if head is not None:
                 head.passed += 1
         else:
+            best = _await_turn(books, waiter, best, free, now)
             heads.setdefault(best.device.device_id, waiter)
-            head = heads[best.device.device_id]
-            _await_turn(books, waiter, best, now)
+            head = waiter
         if head is not None and head.passed >= books.config.queue.backfill:
             best.device.awaited = True
+
+
+def _best(books: Books, free: list[Prospect], waiter: Waiter) -> Prospect | None:
+    """Where a request is best off. Whoever preempts stays where bytes are freed for it, unless it fits elsewhere."""
+    best = max(free, key=lambda each: each.rank, default=None)
+    if best is None or best.fits:
+        return best
+    return next((each for each in free if each.device.plan is not None and each.device.plan.waiter is waiter), best)
 
 
 def _ranked(books: Books, now: float) -> list[Waiter]:
@@ -163,24 +176,40 @@ def _ranked(books: Books, now: float) -> list[Waiter]:
     )
 
 
-def _await_turn(books: Books, waiter: Waiter, best: Prospect, now: float) -> None:
+def _await_turn(books: Books, waiter: Waiter, best: Prospect, free: list[Prospect], now: float) -> Prospect:
+    """Lets a request wait on its best device, or on the best where others can be made to go; returns which."""
+    if not best.feasible and not best.frozen:
+        preempted = (each for each in _preferred(free, best) if _preempts(books, each, waiter, now))
+        best = next(preempted, best)
     device = best.device
     waiter.device_id = device.device_id
     waiter.reclaiming = False
     if best.frozen:
         device.awaited = True
         waiter.reason = "the device cannot be measured at present"
+    elif best.starting:
+        device.awaited = True
+        waiter.reason = f"{best.starting} is starting up, nobody may grow or shrink meanwhile"
     elif best.feasible:
         _reserve_turn(device, waiter)
         waiter.reason = (
             f"{best.start_bytes} bytes at quality {best.quality:.2f} are planned, "
             f"{max(0, device.available_bytes)} are free; lower targets are published and must be confirmed"
         )
-    elif preempting.for_waiter(books, device, waiter, best.short_bytes, now):
+    elif device.plan is not None and device.plan.waiter is waiter:
         _reserve_turn(device, waiter)
         waiter.reason = f"{best.short_bytes} bytes are being taken from less important leases"
     else:
         waiter.reason = f"{best.short_bytes} bytes are missing even with every lease at its minimum quality"
+    return best
+
+
+def _preferred(free: list[Prospect], best: Prospect) -> list[Prospect]:
+    return [best, *sorted((each for each in free if each is not best), key=lambda each: each.rank, reverse=True)]
+
+
+def _preempts(books: Books, place: Prospect, waiter: Waiter, now: float) -> bool:
+    return not place.frozen and preempting.for_waiter(books, place.device, waiter, place.short_bytes, now)
 
 
 def _reserve_turn(device: DeviceBook, waiter: Waiter) -> None:
@@ -205,6 +234,8 @@ def grant(books: Books, best: Prospect, waiter: Waiter, now: float) -> Lease:
     lease.limit_bytes = lease.charged_bytes = best.start_bytes
     device.open(lease)
     books.leases.add(lease)
+    if request.startup_window_s > 0.0:
+        books.later(device.fence_ends(lease), "unfence", lease)
     books.revision += 1
     lease.revision = books.revision
     if request.request_id:
@@ -222,6 +253,7 @@ def grant(books: Books, best: Prospect, waiter: Waiter, now: float) -> Lease:
         priority=request.priority.name,
         workload_type=request.workload.name,
     )
+    preempting.withdraw_for(books, waiter, now)
     for position, ticket in enumerate(waiter.tickets):
         books.answer(ticket, lease, waited_s=now - waiter.since, already_granted=position > 0)
     return lease
@@ -243,6 +275,10 @@ def refusal(best: Prospect | None, request: AllocationRequest) -> errors.Arbiter
     device = best.device
     if best.frozen:
         return errors.DeviceStale(device_id=device.device_id)
+    if best.starting:
+        return errors.InsufficientMemory(
+            f"{best.starting} is starting up on {device.device_id}; wait, or try again soon", device_id=device.device_id
+        )
     if not best.feasible:
         reachable = _reachable_quality(best)
         if request.min_quality is not None and 0.0 < reachable < best.elastic.min_quality:

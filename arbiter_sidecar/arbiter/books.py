@@ -25,8 +25,8 @@ from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, EventKin
 FENCES_PER_EPOCH = 1 << 32
 
 #: What can be put on the agenda: look whether an ended lease still holds bytes, let the bytes of one go that cannot be
-#: traced, ask again for a quality that was refused; and of a preemption: press the silent, call in, end it.
-Errand = Literal["alarm", "unlock", "forgive", "press", "collect", "close"]
+#: traced, ask again for a quality that was refused, let others in when somebody has had time to start up; and of a preemption: press the silent, call in, end it.
+Errand = Literal["alarm", "unlock", "forgive", "unfence", "press", "collect", "close"]
 #: Failed requests whose reason is remembered for those who ask.
 MAX_FAILURES = 1000
 
@@ -293,7 +293,7 @@ class Books:
         for lease in self.undelivered.values():
             assert self.leases.get(lease.lease_id) is lease or not lease.alive
         for held in self.by_request.values():
-            assert held in list(self.queue) if isinstance(held, Waiter) else held.alive
+            assert held in self.queue if isinstance(held, Waiter) else held.alive
         stats = self.stats
         outcomes = stats.granted + stats.refused + stats.timed_out + stats.cancelled
         assert stats.requests == outcomes + self.queue.callers, "every request has one outcome"

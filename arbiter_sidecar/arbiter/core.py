@@ -200,17 +200,17 @@ class Arbiter:
         books = self.books
         if books.draining:
             raise errors.ShuttingDown()
-        wish = preempting.wish_of(books, asked)
+        wish = preempting.wish_of(books, asked, now)
         plan = wish.device.plan
         if plan is not None and (wish.requester is None or plan.requester is not wish.requester):
             raise errors.QueueFull("another preemption is under way on this device", device_id=wish.device.device_id)
-        self._tickets += 1
-        ticket = Ticket(self._tickets)
         if plan is None:
             chosen = preempting.draft(books, wish, now)
             if chosen.refused:
                 raise preempting.refusal(wish, chosen)
             plan = preempting.begin(books, wish, chosen, now)
+        self._tickets += 1
+        ticket = Ticket(self._tickets)
         plan.tickets.append(ticket)
         self._reconcile([wish.device], now)
         return ticket
@@ -218,7 +218,7 @@ class Arbiter:
     def dry_preempt(self, asked: PreemptionRequest, now: float) -> preemption.Plan:
         """Who would lose what; changes nothing. Raises as ``preempt``, apart from QueueFull and NoDonor."""
         now = self._enter(now)
-        return preempting.draft(self.books, preempting.wish_of(self.books, asked), now)
+        return preempting.draft(self.books, preempting.wish_of(self.books, asked, now), now)
 
     def withdraw(self, ticket: Ticket, now: float) -> None:
         """The caller of a preemption has gone; when nobody is left that waits for it the donors are let off."""
@@ -228,7 +228,7 @@ class Arbiter:
             if plan is not None and ticket in plan.tickets:
                 plan.tickets.remove(ticket)
                 if not plan.tickets:
-                    preempting.close(self.books, plan, now, withdrawn=True)
+                    preempting.close(self.books, plan, now, withdrawn=errors.Cancelled())
                     self._reconcile([device], now)
 
     def delivered(self, ticket: Ticket) -> None:
@@ -397,18 +397,21 @@ class Arbiter:
             self.books.bury(lease, now)
         elif name == "forgive":
             self._renewals.forgive(lease, now)
-        else:
+        elif name == "alarm":
             lease.residue_alarmed = True
             self.books.happened(EventKind.RESIDUE_ALARM, lease, residue_bytes=lease.residue_bytes)
 
     def _plan_errand(self, name: Errand, plan: Plan, now: float) -> None:
-        if self.books.devices[plan.device_id].plan is not plan:
+        device = self.books.devices[plan.device_id]
+        # What came free in this very moment counts.
+        preempting.follow(self.books, device, now)
+        if device.plan is not plan:
             return
         if name == "press":
-            preempting.press(self.books, plan)
+            preempting.press(self.books, plan, now)
         elif name == "collect":
             preempting.collect(self.books, plan, now)
-        else:
+        elif plan.deadline <= now:
             preempting.close(self.books, plan, now)
 
     # Queries ----------------------------------------------------------------------------------------------------------
@@ -444,6 +447,7 @@ class Arbiter:
         self._now = now
         if guard and gap > guard and len(self.books.leases):
             self.books.leases.delay(gap)
+            preempting.delay(self.books, gap)
             self.books.event(EventKind.PAUSE_ABSORBED, seconds=round(gap, 3), leases=len(self.books.leases))
         return now
 
@@ -493,6 +497,9 @@ class Arbiter:
 
     def _lose(self, device: DeviceBook, detail: str, now: float) -> None:
         device.lose(detail)
+        if device.plan is not None:
+            lost = errors.DeviceStale(f"device {device.device_id} is lost", device_id=device.device_id)
+            preempting.close(self.books, device.plan, now, withdrawn=lost)
         for lease in list(device.live.values()):
             self.books.end(lease, EndReason.DEVICE_LOST, now)
         for lease in list(device.ended.values()):

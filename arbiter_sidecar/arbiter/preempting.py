@@ -146,10 +146,18 @@ def _ask(books: Books, plan: Plan, chosen: preemption.Plan, now: float) -> None:
             whole=each.whole,
             grace_s=plan.grace_s,
         )
-    remind(books, plan, now)
+    _remind(books, plan, now)
 
 
-def remind(books: Books, plan: Plan, asked_at: float) -> None:
+def delay(books: Books, seconds: float) -> None:
+    """Gives every open plan so much more time, because the arbiter itself had been away."""
+    for device in books.devices.values():
+        if device.plan is not None:
+            device.plan.delay(seconds)
+            _remind(books, device.plan, max(each.asked_at for each in device.plan.donations.values()))
+
+
+def _remind(books: Books, plan: Plan, asked_at: float) -> None:
     """Puts the deadlines of a round that began at ``asked_at``, and that of the plan, on the agenda."""
     books.later(asked_at + _pressing_s(plan), "press", plan)
     books.later(asked_at + plan.grace_s, "collect", plan)
@@ -189,9 +197,11 @@ def follow(books: Books, device: DeviceBook, now: float) -> None:
             device.earmarked_bytes += gained
         if gained and donation.short_bytes == 0 and donation.outcome is DonationOutcome.OPEN:
             _confirm(books, donation, now)
-    if _requester_gone(books, plan, now) or _needless(books, device, plan, now):
-        close(books, plan, now, withdrawn=True)
-    elif plan.spent or (plan.short_bytes == 0 and _creditable(device, plan, now)):
+    if _requester_gone(books, plan, now):
+        close(books, plan, now, withdrawn=errors.LeaseNotFound("the lease that asked has ended"))
+    elif _needless(books, device, plan, now):
+        close(books, plan, now, withdrawn=errors.Cancelled())
+    elif _settled(device, plan, now):
         close(books, plan, now)
 
 
@@ -215,13 +225,26 @@ def _needless(books: Books, device: DeviceBook, plan: Plan, now: float) -> bool:
     return device.excess_bytes(newcomer, now) == 0
 
 
-def _creditable(device: DeviceBook, plan: Plan, now: float) -> bool:
-    """Whether what was confirmed is still there: strangers may have taken it, and a donor may have grown again."""
-    return plan.requester is None or device.fits(_share(plan), now, kept_bytes=device.earmarked_bytes)
+def _settled(device: DeviceBook, plan: Plan, now: float) -> bool:
+    """Whether there is nothing left to wait for: all is there, or no more is to come."""
+    share = _share(plan)
+    if share < plan.need_bytes and not plan.spent:
+        return False
+    welcome = share == plan.need_bytes or plan.partial
+    return not welcome or _credit_bytes(device, plan, now) == share
 
 
 def _share(plan: Plan) -> int:
     return min(plan.confirmed_bytes, plan.need_bytes)
+
+
+def _credit_bytes(device: DeviceBook, plan: Plan, now: float) -> int:
+    """What of the confirmed is still there: strangers may have taken it, and a donor may have grown again."""
+    if plan.requester is None:
+        return _share(plan)
+    kept = device.earmarked_bytes
+    share = min(_share(plan), max(0, device.available_bytes + kept))
+    return share if device.fits(share, now, kept_bytes=kept) else 0
 
 
 def _pressing_s(plan: Plan) -> float:
@@ -289,33 +312,27 @@ def _let_off(books: Books, donation: Donation, now: float) -> None:
         books.announce(lease, DirectiveReason.PREEMPTION)
 
 
-def close(books: Books, plan: Plan, now: float, *, withdrawn: bool = False) -> None:
-    """Ends a plan with what there is: the requester gets what was confirmed, the donors are let off."""
+def close(books: Books, plan: Plan, now: float, *, withdrawn: errors.ArbiterError | None = None) -> None:
+    """Ends a plan with what there is: the requester gets what was confirmed, the donors are let off.
+
+    A plan that is ``withdrawn`` gives the requester nothing; the reason is what its callers hear.
+    """
     device = books.devices[plan.device_id]
-    if device.plan is not plan:
-        return
-    device.plan = None
     confirmed = plan.confirmed_bytes
-    enough = plan.short_bytes == 0 or (plan.partial and confirmed > 0)
-    if plan.requester is not None:
-        device.earmarked_bytes -= confirmed
-        if enough and not withdrawn:
-            _credit(books, plan.requester, min(confirmed, plan.need_bytes))
+    got = _credit_bytes(device, plan, now) if withdrawn is None else 0
+    enough = got == plan.need_bytes or (plan.partial and got > 0)
+    device.plan, device.earmarked_bytes = None, 0
+    if enough and plan.requester is not None:
+        _credit(books, plan.requester, got)
     for donation in plan.donations.values():
-        if donation.outcome is DonationOutcome.OPEN:
-            donation.outcome = DonationOutcome.CONFIRMED if donation.short_bytes == 0 else DonationOutcome.CANCELLED
-        if donation.outcome is DonationOutcome.CANCELLED and donation.lease.alive:
-            books.pending.append(effects.ReclaimCancelled(donation.lease, donation.reclaim_id))
-        _let_off(books, donation, now)
-    if enough and not withdrawn:
+        _finish(books, donation, now)
+    error = withdrawn
+    if enough:
         books.stats.preemptions += 1
-    error = (
-        None
-        if enough
-        else errors.NoDonor(
-            f"{confirmed} of {plan.need_bytes} bytes came free in time", confirmed=confirmed, needed=plan.need_bytes
+    elif error is None:
+        error = errors.NoDonor(
+            f"{got} of {plan.need_bytes} bytes came free in time", confirmed=got, needed=plan.need_bytes
         )
-    )
     books.pending.extend(effects.PlanClosed(ticket, plan, error) for ticket in plan.tickets)
     books.event(
         EventKind.PREEMPTION_SETTLED,
@@ -324,19 +341,34 @@ def close(books: Books, plan: Plan, now: float, *, withdrawn: bool = False) -> N
         plan_id=plan.plan_id,
         need_bytes=plan.need_bytes,
         confirmed_bytes=confirmed,
-        outcome="withdrawn" if withdrawn else "enough" if enough else "too_little",
+        outcome="withdrawn" if withdrawn is not None else "enough" if enough else "too_little",
     )
+
+
+def _finish(books: Books, donation: Donation, now: float) -> None:
+    """The plan is over for a donor: whoever has not given all that was asked need not any more."""
+    lease = donation.lease
+    if donation.outcome is DonationOutcome.OPEN:
+        if donation.short_bytes == 0:
+            donation.outcome = DonationOutcome.CONFIRMED
+        elif lease.alive:
+            donation.outcome = DonationOutcome.CANCELLED
+            books.pending.append(effects.ReclaimCancelled(lease, donation.reclaim_id))
+        else:
+            # It went by itself, and its memory is not all gone yet.
+            donation.outcome = DonationOutcome.PARTIAL
+    _let_off(books, donation, now)
 
 
 def _credit(books: Books, requester: Lease, amount: int) -> None:
     """The requester may use so much more, at every quality."""
     requester.credit_bytes += amount
     device = books.device_of(requester)
-    device.grow(requester, books.shape_of(requester))
+    device.grow(requester, books.shape_of(requester), amount)
     books.announce(requester, DirectiveReason.PREEMPTION)
 
 
-def wish_of(books: Books, asked: PreemptionRequest) -> Wish:
+def wish_of(books: Books, asked: PreemptionRequest, now: float) -> Wish:
     """What a caller's request comes to.
 
     Raises:
@@ -347,7 +379,7 @@ def wish_of(books: Books, asked: PreemptionRequest) -> Wish:
     requester = None
     if asked.lease_id:
         requester = books.leases.get(asked.lease_id)
-        if requester is None or not requester.alive:
+        if requester is None or not requester.alive or requester.deadline <= now:
             raise errors.LeaseNotFound(f"no living lease {asked.lease_id!r}", lease_id=asked.lease_id)
     device_id = asked.device_id or (requester.device_id if requester is not None else "")
     if not device_id:
@@ -388,7 +420,7 @@ def for_waiter(books: Books, device: DeviceBook, waiter: Waiter, short_bytes: in
     """
     if device.plan is not None:
         return device.plan.waiter is waiter
-    missing = short_bytes - device.residue_bytes
+    missing = short_bytes - device.returning_bytes(now)
     if not waiter.request.may_preempt or waiter.request.wait_s <= 0.0 or missing <= 0:
         return False
     wish = Wish(
@@ -407,9 +439,16 @@ def for_waiter(books: Books, device: DeviceBook, waiter: Waiter, short_bytes: in
     return True
 
 
+def withdraw_for(books: Books, waiter: Waiter, now: float) -> None:
+    """A waiting request has its lease: who was asked to go for it and is still there may stay."""
+    for device in books.devices.values():
+        if device.plan is not None and device.plan.waiter is waiter:
+            close(books, device.plan, now, withdrawn=errors.Cancelled())
+
+
 def for_machine(books: Books, device: DeviceBook, deficit_bytes: int, now: float) -> None:
     """Frees what the machine itself is short of: strangers grew, and everybody's minimum does not fit any more."""
-    missing = deficit_bytes - device.residue_bytes
+    missing = deficit_bytes - device.returning_bytes(now)
     if device.plan is not None or missing <= 0 or device.frozen(now):
         return
     wish = Wish(

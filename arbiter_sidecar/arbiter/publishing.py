@@ -33,7 +33,8 @@ def at_ease(books: Books, device: DeviceBook, newcomer: Elastic | None, now: flo
 def publish(books: Books, device: DeviceBook, now: float) -> int:
     """Brings what the leases of a device were told up to date: falls first, then rises as far as bytes allow.
 
-    While a request waits for reductions nobody rises: the bytes that come free are for it.
+    While a request waits for reductions nobody rises: the bytes that come free are for it. Nor does anybody rise while a
+    lease is starting up and measures what is free.
 
     Returns:
         Bytes that are missing even with everybody at the minimum; 0 where everybody fits.
@@ -61,7 +62,7 @@ def _rise(books: Books, device: DeviceBook, lease: Lease, target: float, now: fl
     state, wake = publication.step(lease.published, target, now)
     if state.quality == lease.quality:
         lease.published = state
-    elif device.candidate is not None or not device.fits(_more(lease, state), now):
+    elif device.candidate is not None or device.fenced_by(now) is not None or not device.fits(_more(lease, state), now):
         # Not now: asked again when bytes come free, and then without dwelling once more.
         device.starved, wake = True, None
     else:

@@ -152,7 +152,11 @@ class Renewals:
         if report.outcome is ReportOutcome.REFUSED:
             self._refuse(lease, report, now, outcome)
         elif report.outcome is not ReportOutcome.DEFERRED:
+            started = not lease.applied_revision and self._books.device_of(lease).starter is lease
             lease.applied_revision = report.applied_revision
+            if started:
+                # Who waited for it to start up may come in now.
+                outcome.touched[lease.device_id] = None
             if report.applied_revision == lease.revision:
                 self._apply(lease, outcome)
 
@@ -208,7 +212,7 @@ class Renewals:
         lease.applied_revision = report.applied_revision
         lease.refused_floor = min(reachable, lease.request.max_quality)
         lease.refused_until = now + books.config.refusal_hold_s
-        device.reshape(lease, books.shape(lease.request, lease.refused_floor))
+        device.reshape(lease, books.shape_of(lease))
         books.later(lease.refused_until, "forgive", lease)
         outcome.touched[lease.device_id] = None
 
@@ -216,4 +220,4 @@ class Renewals:
         """A refusal has been respected long enough: the lease may be asked again."""
         if lease.alive and lease.refused_floor is not None and lease.refused_until <= now:
             lease.refused_floor = None
-            self._books.device_of(lease).reshape(lease, self._books.shape(lease.request))
+            self._books.device_of(lease).reshape(lease, self._books.shape_of(lease))

@@ -39,6 +39,7 @@ class DeviceRules:
         lock_delay_s: Bytes whose release cannot be seen are held at least so long …
         lock_delay_ttls: … and at least so many times to live; a lock delay of 0 believes the holder instead.
         drain_grace_s: How long an ended lease may keep bytes before that is an alarm.
+        startup_fence_s: For how long at most a starting lease keeps others from growing and shrinking.
     """
 
     stale_after_s: float = 2.0
@@ -48,6 +49,7 @@ class DeviceRules:
     lock_delay_s: float = 30.0
     lock_delay_ttls: float = 2.0
     drain_grace_s: float = 10.0
+    startup_fence_s: float = 60.0
 
 
 class DeviceBook:
@@ -62,6 +64,7 @@ class DeviceBook:
         next_step: When the next publication is due; ``None`` when none is.
         awaited: Somebody waits for its memory; whoever comes later waits behind.
         candidate: The waiting request for which lower targets are published.
+        starter: The newest lease that announced a start-up window.
         plan: The preemption that is under way.
         earmarked_bytes: Bytes that came free for a requester and are nobody else's.
         starved: A rise was due for which there were no bytes.
@@ -91,6 +94,7 @@ class DeviceBook:
         self.awaited = False
         self.candidate: AllocationRequest | None = None
         self.starved = False
+        self.starter: Lease | None = None
         self.plan: Plan | None = None
         self.earmarked_bytes = 0
         self.reported_health = DeviceHealth.OK if not self.measured else DeviceHealth.UNKNOWN
@@ -138,6 +142,17 @@ class DeviceBook:
         old = self.sampled_at is None or now - self.sampled_at > self.rules.freeze_after_s
         return self.lost or (self.measured and old)
 
+    def fence_ends(self, lease: Lease) -> float:
+        """Until when a starting lease keeps others from growing and shrinking, at the latest."""
+        return lease.created_at + min(lease.request.startup_window_s, self.rules.startup_fence_s)
+
+    def fenced_by(self, now: float) -> Lease | None:
+        """The lease that is starting up: it measures what is free, so nobody else may change that meanwhile."""
+        starter = self.starter
+        if starter is None or not starter.alive or starter.applied_revision or now >= self.fence_ends(starter):
+            return None
+        return starter
+
     def fits(self, more_bytes: int, now: float, *, kept_bytes: int = 0) -> bool:
         """Whether so many bytes more can be promised now; ``kept_bytes`` are those kept for just this promise."""
         if self.frozen(now) or more_bytes > self.available_bytes + kept_bytes:
@@ -174,6 +189,8 @@ class DeviceBook:
     def open(self, lease: Lease) -> None:
         """Enters a newly granted lease with its charge."""
         self.live[lease.fence] = lease
+        if lease.request.startup_window_s > 0.0:
+            self.starter = lease
         self.granted_bytes += lease.charged_bytes
         self.accounted_bytes += lease.accounted_bytes
         self._count_in(lease)

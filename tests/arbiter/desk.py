@@ -12,7 +12,7 @@ from arbiter_sidecar.arbiter.books import Books, QueueConfig
 from arbiter_sidecar.errors import ArbiterError
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
-from arbiter_sidecar.requests import AllocationRequest, Beat, Report
+from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest, ReclaimAck, Report
 from arbiter_sidecar.types import (
     GIB,
     Attribution,
@@ -71,6 +71,8 @@ def wish(
     ttl: float = 15.0,
     wait: float = 0.0,
     window: float = 0.0,
+    preemptible: bool = True,
+    may_preempt: bool = False,
     labels: Mapping[str, str] | None = None,
 ) -> AllocationRequest:
     """A request for ``size`` GiB; a rigid one has quality 1 or none, a hidden one has processes nobody can see."""
@@ -90,7 +92,28 @@ def wish(
         ttl_s=ttl,
         wait_s=wait,
         startup_window_s=window,
+        preemptible=preemptible,
+        may_preempt=may_preempt,
         labels=labels or {},
+    )
+
+
+def taking(
+    need: float,
+    lease: Lease | None = None,
+    priority: Priority | None = None,
+    device: str = "",
+    partial: bool = False,
+    grace: float | None = None,
+) -> PreemptionRequest:
+    """A wish to have ``need`` GiB taken from others."""
+    return PreemptionRequest(
+        need_bytes=gib(need),
+        lease_id="" if lease is None else lease.lease_id,
+        device_id=device,
+        priority=priority,
+        allow_partial=partial,
+        grace_s=grace,
     )
 
 
@@ -127,6 +150,8 @@ def describe(effect: effects.Effect) -> str:
     if isinstance(effect, effects.Happened):
         return f"happened {effect.kind.name} {effect.lease_id} {effect.request_id} {dict(effect.fields)}"
     if isinstance(effect, effects.PlanClosed):
+        return f"closed {effect.ticket} {effect.plan.plan_id} {effect.plan.confirmed_bytes} {effect.error}"
+    if isinstance(effect, effects.PlanClosed):
         return f"plan closed {effect.ticket} {effect.plan.plan_id} {effect.plan.confirmed_bytes} {effect.error!r}"
     lease = effect.lease
     return f"{type(effect).__name__} {lease.lease_id} {lease.revision} {lease.quality!r} {lease.end_reason.name}"
@@ -140,6 +165,7 @@ class Desk:
         self.arbiter = Arbiter(config, epoch=epoch, names=counted_names(), now=now)
         self.effects: list[effects.Effect] = []
         self.outcomes: dict[Ticket, list[effects.Granted | effects.Refused]] = {}
+        self.closed: dict[Ticket, effects.PlanClosed] = {}
 
     # What is there ----------------------------------------------------------------------------------------------------
 
@@ -242,6 +268,7 @@ class Desk:
         achievable: float | None = None,
         used: int | None = None,
         busy: float = 0.0,
+        acks: tuple[ReclaimAck, ...] = (),
     ) -> BeatResult:
         """A heartbeat with a report, by default that the newest directive is applied."""
         report = Report(
@@ -252,11 +279,38 @@ class Desk:
             achievable_quality=achievable,
             used_memory_bytes=used,
             busy_for_s=busy,
+            reclaim_acks=acks,
         )
         results = self.arbiter.heartbeat(Beat(reports=(report,)), self.now).results
         self.collect()
         assert len(results) == 1
         return results[0]
+
+    def preempt(
+        self,
+        need: float,
+        lease: Lease | None = None,
+        *,
+        priority: Priority | None = None,
+        device: str = "",
+        partial: bool = False,
+        grace: float | None = None,
+    ) -> Ticket:
+        """Has so many GiB taken from others, for a lease or for a person."""
+        ticket = self.arbiter.preempt(taking(need, lease, priority, device, partial, grace), self.now)
+        self.collect()
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """The caller of a preemption goes away."""
+        self.arbiter.withdraw(ticket, self.now)
+        self.collect()
+
+    def ack(self, lease: Lease, *, done: bool = True) -> None:
+        """A holder answers the order that it has: that it has given, or only that it will."""
+        assert lease.reclaim is not None
+        acks = (ReclaimAck(reclaim_id=lease.reclaim.reclaim_id, done=done),)
+        assert self.report(lease, ReportOutcome.NONE, revision=0, acks=acks).verdict is Verdict.RENEWED
 
     def apply(self, *leases: Lease) -> None:
         """The holders have applied the newest directives."""
@@ -299,6 +353,9 @@ class Desk:
             self.effects.append(effect)
             if isinstance(effect, effects.Granted | effects.Refused):
                 self.outcomes.setdefault(effect.ticket, []).append(effect)
+            elif isinstance(effect, effects.PlanClosed):
+                assert effect.ticket not in self.closed
+                self.closed[effect.ticket] = effect
         self.arbiter.check()
 
     def granted(self, ticket: Ticket) -> effects.Granted:

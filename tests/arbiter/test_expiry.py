@@ -138,7 +138,7 @@ def test_announced_silence_never_shortens_the_window_or_the_look_out(desk: Desk)
     desk.beat(lease)
     # Where the window ended early, this beat would move the deadline before the moment of the next look.
     assert lease.deadline == 200.0
-    desk.now = 195.0
+    desk.at(195.0)
     desk.beat(lease)
     assert desk.arbiter.next_deadline() == 200.0
     desk.at(200.0)

@@ -76,9 +76,18 @@ def test_lowered_quality_is_explained_by_weight(desk: Desk) -> None:
 def test_lowest_quality_is_explained_by_the_minimum(desk: Desk) -> None:
     desk.card(24)
     lease = desk.take(wish("a", 20, min_quality=0.5))
-    desk.sample({}, foreign=20.0)
+    desk.sample({}, foreign=14.0)
     told = of(desk, lease)
     assert (told.rule, told.summary) == ("floor", "quality 0.50: it stands at its minimum")
+
+
+def test_lease_that_must_go_is_explained_by_its_order(desk: Desk) -> None:
+    desk.card(24)
+    lease = desk.take(wish("a", 20, min_quality=0.5))
+    desk.sample({}, foreign=20.0)
+    told = of(desk, lease)
+    assert (told.rule, told.summary) == ("reclaim", "it is asked to give way as a whole within 2.0 s")
+    assert numbers(told)["plan_asked_by"] == "the machine"
 
 
 def test_rise_to_come_is_explained_by_dwelling(desk: Desk) -> None:
@@ -130,7 +139,7 @@ def test_waiting_request_is_explained_by_its_place_and_the_device(desk: Desk) ->
     desk.ask(wish("c", 3, rigid=True, wait=60))
     desk.at(10.0)
     told = explain.request(desk.books, "b", desk.now)
-    assert told.rule == "first_come"
+    assert told.rule == "ranked_line"
     assert told.summary.startswith("it waits: 2147483648 bytes are missing")
     found = numbers(told)
     assert (found["position"], found["waited_s"], found["gives_up_in_s"]) == ("0", "10.0", "50.0")

@@ -42,8 +42,8 @@ def test_refused_tries_again_while_the_arbiter_only_cannot_answer_now() -> None:
     assert 101.05 <= asked.retry_at <= 101.1
     assert waiting.due(connected=True, troubled_since=None) == asked.retry_at
     assert waiting.due(connected=False, troubled_since=None) is None
-    assert waiting.retries(101.0) == []
-    assert waiting.retries(101.1) == [asked]
+    assert waiting.ready(101.0, heard=True) == []
+    assert waiting.ready(101.1, heard=True) == [asked]
     waiting.refused(asked, errors.Learning(), 111.0)
     assert isinstance(asked.future.exception(), errors.Learning)
 
@@ -89,7 +89,7 @@ def test_returns_are_given_up_at_their_own_time() -> None:
     waiting.begin(giving)
     assert waiting.returns == 1
     assert waiting.due(connected=True, troubled_since=None) == 105.0
-    waiting.fail_allocations(GONE)
+    waiting.fail_asked(GONE)
     assert waiting.returns == 1
     waiting.give_up(105.0, None, lambda: GONE)
     assert giving.future.exception() is GONE

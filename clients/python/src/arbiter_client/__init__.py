@@ -20,6 +20,7 @@ from arbiter_client.directive import Directive, DirectiveReason, Reclaim, Reclai
 from arbiter_client.errors import ArbiterClientError, ArbiterUnreachable, LeaseLost
 from arbiter_client.ladder import QUALITY_LEVELS, Ladder, NoRungFits, Rung, fragments_for_quality
 from arbiter_client.lease import HeldLease
+from arbiter_client.preemption import DeviceNeed, Donation, Need, Preemption, RejectedDonor
 from arbiter_client.terms import Terms
 
 __version__ = "0.1.0"
@@ -32,8 +33,10 @@ __all__ = [
     "BlockingLease",
     "BlockingLeaseRequest",
     "Client",
+    "DeviceNeed",
     "Directive",
     "DirectiveReason",
+    "Donation",
     "Events",
     "HeartbeatMode",
     "HeldLease",
@@ -41,9 +44,12 @@ __all__ = [
     "Lease",
     "LeaseLost",
     "LeaseRequest",
+    "Need",
     "NoRungFits",
+    "Preemption",
     "Reclaim",
     "ReclaimLevel",
+    "RejectedDonor",
     "Rung",
     "ShardAssignment",
     "Terms",

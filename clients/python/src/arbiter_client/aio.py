@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Self
 
 from arbiter.v1 import state_service_pb2
-from arbiter_client import connection, errors, lease, terms
+from arbiter_client import connection, errors, lease, preemption, terms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from arbiter.v1 import arbiter_service_pb2
     from arbiter_client.directive import Directive
     from arbiter_client.holding import Holding
     from arbiter_client.keeper import Keeper
@@ -36,7 +37,8 @@ class Lease(lease.HeldLease):
     async def directives(self) -> AsyncIterator[Directive]:
         """The present directive at once, then each newer one; a slow reader gets the newest only.
 
-        Ends when the lease is over.
+        An open reclaim is part of every directive until it is done, so none is missed by a slow reader; one that is no
+        longer wanted shows as the same directive without it. Ends when the lease is over.
         """
         changed = asyncio.Event()
         forget = self._held.listen(_waker(changed))
@@ -63,6 +65,22 @@ class Lease(lease.HeldLease):
                 changed.clear()
         finally:
             forget()
+
+    async def preempt(self, **need: Unpack[preemption.Need]) -> preemption.Preemption:
+        """Takes memory from less important leases for this one; see ``Need`` for the arguments.
+
+        Lasts until enough was confirmed free or time is up. What was confirmed may be used when the lease's memory
+        limit has grown by it: with the next directive, which comes at about the same time as the answer. When the task
+        is cancelled meanwhile, those who were asked are let off.
+
+        Raises:
+            ValueError: An argument cannot be read.
+            NoDonor: Nobody may be asked, or too little came free in time.
+            QueueFull: Another preemption is under way on the device.
+            ArbiterClientError: Refused for another reason, or nobody answers. After ``ArbiterUnreachable`` the memory
+                may have been taken all the same; the lease's memory limit shows it.
+        """
+        return await _preempt(self._keeper, preemption.message(need, lease_id=self.lease_id))
 
     async def release(self) -> bool:
         """Gives the lease back; True when it had ended before. From the call on it counts as lost.
@@ -169,6 +187,20 @@ class Client:
         future = self._connection.keeper.release(lease_id, fence, connection.RELEASE_PATIENCE_S)
         return await asyncio.wrap_future(future)
 
+    async def preempt(self, **need: Unpack[preemption.DeviceNeed]) -> preemption.Preemption:
+        """Takes memory of a device from less important leases for nobody in particular; see ``DeviceNeed``.
+
+        Lasts until enough was confirmed free or time is up. When the task is cancelled meanwhile, those who were asked
+        are let off.
+
+        Raises:
+            ValueError: An argument cannot be read.
+            NoDonor: Nobody may be asked, or too little came free in time.
+            QueueFull: Another preemption is under way on the device.
+            ArbiterClientError: Refused for another reason, or nobody answers.
+        """
+        return await _preempt(self._connection.keeper, preemption.message(need, device=need.get("device")))
+
     async def state(self, *, namespace: str = "", include_ended: bool = False) -> state_service_pb2.GetStateResponse:
         """One coherent picture of everything.
 
@@ -246,6 +278,16 @@ def connect(
         OSError: The beater process cannot be started.
     """
     return Client(connection.make(address, heartbeat_mode, max_silence, connect_timeout))
+
+
+async def _preempt(keeper: Keeper, request: arbiter_service_pb2.RequestPreemptionRequest) -> preemption.Preemption:
+    future = keeper.preempt(request)
+    try:
+        return await asyncio.wrap_future(future)
+    except BaseException:
+        # Also when the task is cancelled: nobody should give for a program that has gone on.
+        keeper.abandon(future)
+        raise
 
 
 def _waker(changed: asyncio.Event) -> Callable[[], None]:

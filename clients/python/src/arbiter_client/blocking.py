@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from arbiter.v1 import state_service_pb2
-from arbiter_client import connection, errors, lease, terms
+from arbiter_client import connection, errors, lease, preemption, terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from arbiter.v1 import arbiter_service_pb2
     from arbiter_client.directive import Directive
     from arbiter_client.holding import Holding
     from arbiter_client.keeper import Keeper
@@ -33,8 +34,9 @@ class BlockingLease(lease.HeldLease):
     def directives(self, timeout: float | None = None) -> Iterator[Directive]:
         """The present directive at once, then each newer one; a slow reader gets the newest only.
 
-        Ends when the lease is over. With ``timeout``, ends also when nothing newer has come for that many seconds;
-        another iterator then begins with the present one again.
+        An open reclaim is part of every directive until it is done, so none is missed by a slow reader; one that is no
+        longer wanted shows as the same directive without it. Ends when the lease is over. With ``timeout``, ends also
+        when nothing newer has come for that many seconds; another iterator then begins with the present one again.
         """
         changed = threading.Event()
         forget = self._held.listen(changed.set)
@@ -66,6 +68,22 @@ class BlockingLease(lease.HeldLease):
             return True
         finally:
             forget()
+
+    def preempt(self, **need: Unpack[preemption.Need]) -> preemption.Preemption:
+        """Takes memory from less important leases for this one; see ``Need`` for the arguments.
+
+        Lasts until enough was confirmed free or time is up. What was confirmed may be used when the lease's memory
+        limit has grown by it: with the next directive, which comes at about the same time as the answer. When it is
+        interrupted meanwhile, those who were asked are let off.
+
+        Raises:
+            ValueError: An argument cannot be read.
+            NoDonor: Nobody may be asked, or too little came free in time.
+            QueueFull: Another preemption is under way on the device.
+            ArbiterClientError: Refused for another reason, or nobody answers. After ``ArbiterUnreachable`` the memory
+                may have been taken all the same; the lease's memory limit shows it.
+        """
+        return preempt(self._keeper, preemption.message(need, lease_id=self.lease_id))
 
     def release(self) -> bool:
         """Gives the lease back; True when it had ended before. From the call on it counts as lost.
@@ -193,6 +211,20 @@ class BlockingClient:
         """
         return self._connection.keeper.release(lease_id, fence, connection.RELEASE_PATIENCE_S).result()
 
+    def preempt(self, **need: Unpack[preemption.DeviceNeed]) -> preemption.Preemption:
+        """Takes memory of a device from less important leases for nobody in particular; see ``DeviceNeed``.
+
+        Lasts until enough was confirmed free or time is up. When it is interrupted meanwhile, those who were asked are
+        let off.
+
+        Raises:
+            ValueError: An argument cannot be read.
+            NoDonor: Nobody may be asked, or too little came free in time.
+            QueueFull: Another preemption is under way on the device.
+            ArbiterClientError: Refused for another reason, or nobody answers.
+        """
+        return preempt(self._connection.keeper, preemption.message(need, device=need.get("device")))
+
     def state(self, *, namespace: str = "", include_ended: bool = False) -> state_service_pb2.GetStateResponse:
         """One coherent picture of everything.
 
@@ -233,6 +265,21 @@ class BlockingClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def preempt(keeper: Keeper, request: arbiter_service_pb2.RequestPreemptionRequest) -> preemption.Preemption:
+    """Asks and waits for the answer.
+
+    Raises:
+        ArbiterClientError: Refused, too little came free in time, or nobody answers.
+    """
+    future = keeper.preempt(request)
+    try:
+        return future.result()
+    except BaseException:
+        # Also on Ctrl-C while waiting: nobody should give for a program that has gone on.
+        keeper.abandon(future)
+        raise
 
 
 def connect_blocking(

@@ -1,4 +1,4 @@
-"""The command ``arbiter``: looking at the arbiter from a worker's environment.
+"""The command ``arbiter``: looking at the arbiter from a worker's environment, and taking and giving back.
 
 Exit codes: 0 done, 1 failed with the reason on standard error, 2 used wrongly.
 """
@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 import arbiter_client
 from arbiter.v1 import arbiter_service_pb2, state_service_pb2
-from arbiter_client import address, connection, errors, grpc_transport, plain, tables
+from arbiter_client import address, cli_changes, connection, errors, plain, tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,44 +44,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, out: TextIO) -> int:
     try:
-        target = address.target(options.address)
+        # A person notices at once that nobody answers, and tries again when that makes sense.
+        made = connection.make(options.address, "thread", connection.MAX_SILENCE_S, connect_timeout=0.0)
     except ValueError as error:
         print(f"arbiter: {error}", file=sys.stderr)
         return 2
-    source = grpc_transport.GrpcTransport(target)
+    target = made.transport.address
     try:
-        command: Callable[[transport.Calls, argparse.Namespace, TextIO], None] = options.run
-        command(source.calls, options, out)
+        command: Callable[[connection.Connection, argparse.Namespace, TextIO], None] = options.run
+        command(made, options, out)
     except errors.ArbiterClientError as error:
         name = f" [{error.reason}]" if error.reason else ""
         asked = "" if target in error.message else f" (asked {target})"
         print(f"arbiter: {error.message}{name}{asked}", file=sys.stderr)
         return 1
     finally:
-        source.close()
+        made.close()
     return 0
 
 
-def _state(calls: transport.Calls, options: argparse.Namespace, out: TextIO) -> None:
-    response = _ask_state(calls, options)
-    _write(out, plain.to_json(response) if options.json else tables.state(response, time.time(), colour=_colour(out)))
+def _state(made: connection.Connection, options: argparse.Namespace, out: TextIO) -> None:
+    response = _ask_state(made, options)
+    _write(
+        out,
+        plain.to_json(response) if options.json else tables.state(response, time.time(), colour=tables.in_colour(out)),
+    )
 
 
-def _leases(calls: transport.Calls, options: argparse.Namespace, out: TextIO) -> None:
-    response = _ask_state(calls, options)
+def _leases(made: connection.Connection, options: argparse.Namespace, out: TextIO) -> None:
+    response = _ask_state(made, options)
     if options.json:
         picture = state_service_pb2.GetStateResponse(leases=response.leases)
         _write(out, plain.dump(plain.to_plain(picture)["leases"]))
     else:
-        _write(out, tables.leases(response.leases, time.time(), colour=_colour(out)))
+        _write(out, tables.leases(response.leases, time.time(), colour=tables.in_colour(out)))
 
 
-def _explain(calls: transport.Calls, options: argparse.Namespace, out: TextIO) -> None:
-    response = _find_explanation(calls, options)
+def _explain(made: connection.Connection, options: argparse.Namespace, out: TextIO) -> None:
+    response = _find_explanation(made, options)
     _write(out, plain.to_json(response) if options.json else tables.explanation(response))
 
 
-def _watch(calls: transport.Calls, options: argparse.Namespace, out: TextIO) -> None:
+def _watch(made: connection.Connection, options: argparse.Namespace, out: TextIO) -> None:
+    calls = made.transport.calls
     if options.quality:
         request = arbiter_service_pb2.StreamQualityRequest(lease_ids=options.quality)
         _follow(calls.stream_quality(request), tables.quality, options, out)
@@ -105,18 +110,19 @@ def _follow(
         stream.cancel()
 
 
-def _ask_state(calls: transport.Calls, options: argparse.Namespace) -> state_service_pb2.GetStateResponse:
+def _ask_state(made: connection.Connection, options: argparse.Namespace) -> state_service_pb2.GetStateResponse:
     request = state_service_pb2.GetStateRequest(namespace=options.namespace, include_ended=options.all)
-    return calls.get_state(request, connection.CALL_TIMEOUT_S)
+    return made.transport.calls.get_state(request, connection.CALL_TIMEOUT_S)
 
 
-def _find_explanation(calls: transport.Calls, options: argparse.Namespace) -> state_service_pb2.ExplainResponse:
+def _find_explanation(made: connection.Connection, options: argparse.Namespace) -> state_service_pb2.ExplainResponse:
     """Asks about the id as what it was said to be, or as a lease, a request and a device in turn."""
     requests = {
         "lease": connection.explain_request(options.id, None, None),
         "request": connection.explain_request(None, options.id, None),
         "device": connection.explain_request(None, None, options.id),
     }
+    calls = made.transport.calls
     kinds = [options.kind] if options.kind else list(requests)
     for kind in kinds[:-1]:
         try:
@@ -131,10 +137,6 @@ def _write(out: TextIO, text: str) -> None:
     print(text, file=out, flush=True)
 
 
-def _colour(out: TextIO) -> bool:
-    return out.isatty() and not os.environ.get("NO_COLOR")
-
-
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     # SUPPRESS: an option that is absent after the command must not undo the one that was given before it.
@@ -145,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="arbiter",
-        description="Look at the arbiter that shares this machine's GPU memory between programs.",
+        description="Look at the arbiter that shares this machine's GPU memory between programs, and take from it.",
         epilog=f"Without --address, {address.VARIABLE} is used, then the default socket.",
     )
     parser.add_argument("--address", default=None, help="unix:/path, /path or host:port")
@@ -164,6 +166,10 @@ def _parser() -> argparse.ArgumentParser:
         kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, help=f"the id names a {kind}")
     explain.set_defaults(run=_explain)
     _add_watch(commands.add_parser("watch", parents=[shown], help="events or directives as they happen"))
+    cli_changes.add_preempt(
+        commands.add_parser("preempt", parents=[shared], help="take memory from the less important")
+    )
+    cli_changes.add_release(commands.add_parser("release", parents=[shared], help="give a lease of your own back"))
     commands.add_parser("version", parents=[shared], help="print the version of this client")
     return parser
 

@@ -36,6 +36,10 @@ class ReclaimLevel(IntEnum):
 class Reclaim:
     """An order to give memory back within a grace period.
 
+    Every directive of the lease carries it until it is done or no longer wanted, so a worker that looks at the newest
+    one only misses no order. ``Directive.memory_limit_bytes`` is already what must be left. An order for all that the
+    worker holds leaves the limit as it was: answer it by releasing the lease.
+
     Attributes:
         reclaim_id: Goes into the acknowledgements.
         memory_bytes: Bytes to free below the present use; 0 when only tokens are asked.

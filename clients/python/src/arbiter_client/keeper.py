@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import grpc
 
 from arbiter.v1 import arbiter_service_pb2
-from arbiter_client import beats, errors, keepalive, requests, session, tending
+from arbiter_client import beats, errors, holding, keepalive, preemption, requests, session, tending
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from arbiter_client import beater_process, holding, transport
+    from arbiter_client import beater_process, transport
 
 #: Responses that may wait for this thread. The session's reader waits when there are more, so that flow control reaches
 #: the server. The worker's own steps need no bound: each is one request it waits for, or one report per lease.
@@ -91,9 +91,17 @@ class Keeper:
         self._post(functools.partial(self._begin, asked), asked.fail)
         return asked.future
 
-    def abandon(self, future: Future[holding.Holding]) -> None:
-        """Makes sure that nothing is kept of a request that nobody waits for any more."""
-        if not future.cancel():
+    def preempt(self, request: arbiter_service_pb2.RequestPreemptionRequest) -> Future[preemption.Preemption]:
+        """Asks for memory of others; call ``abandon`` with the future when it is no longer wanted."""
+        asked = requests.Demand(request, self._clock())
+        self._post(functools.partial(self._begin, asked), asked.fail)
+        return asked.future
+
+    def abandon(self, future: Future[holding.Holding] | Future[preemption.Preemption]) -> None:
+        """Makes sure that nothing is kept of a request that nobody waits for any more, here or at the arbiter."""
+        if future.cancel():
+            self._post(functools.partial(self._take_back, future), lambda _: None)
+        else:
             future.add_done_callback(self._give_back)
 
     def release(self, lease_id: str, fence: int, patience: float) -> Future[bool]:
@@ -130,10 +138,12 @@ class Keeper:
     def _on_report(self, held: holding.Holding) -> None:
         self._post(functools.partial(self._tending.notice, held), lambda _: None)
 
-    def _give_back(self, future: Future[holding.Holding]) -> None:
+    def _give_back(self, future: Future[holding.Holding] | Future[preemption.Preemption]) -> None:
         if not future.cancelled() and future.exception() is None:
             granted = future.result()
-            self.release(granted.lease_id, granted.fence, CLOSE_PATIENCE_S)
+            # Memory that was taken from others belongs to the lease that asked, and goes back with it.
+            if isinstance(granted, holding.Holding):
+                self.release(granted.lease_id, granted.fence, CLOSE_PATIENCE_S)
 
     # The thread.
 
@@ -174,14 +184,15 @@ class Keeper:
             self._session.close()
             self._lose_session(now, None)
         if self._session.is_open:
-            for asked in self._waiting.retries(now):
+            for asked in self._waiting.ready(now, heard=self._session.is_heard):
                 self._ask(asked)
             self._tending.say_due(now)
         elif (self._tending or self._waiting) and now >= self._session.open_at:
             self._session.open(now, self._post_response, self._post_end)
             self._tending.greet(now)
             for waiting in self._waiting:
-                self._ask(waiting)
+                if not isinstance(waiting, requests.Demand):
+                    self._ask(waiting)
 
     def _next_due(self) -> float | None:
         connected = self._session.is_open
@@ -203,7 +214,7 @@ class Keeper:
 
     def _begin_close(self) -> None:
         self._closing_until = self._clock() + CLOSE_PATIENCE_S
-        self._waiting.fail_allocations(errors.Cancelled("the client is closed"))
+        self._waiting.fail_asked(errors.Cancelled("the client is closed"))
         for held in self._tending.end_all("RELEASED"):
             self._begin(requests.Return(held.lease_id, held.fence, self._closing_until))
 
@@ -220,20 +231,33 @@ class Keeper:
 
     # Requests.
 
-    def _begin(self, asked: requests.Allocation | requests.Return) -> None:
-        if self._closing_until is not None and isinstance(asked, requests.Allocation):
+    def _begin(self, asked: requests.Patient | requests.Return) -> None:
+        if self._closing_until is not None and not isinstance(asked, requests.Return):
             asked.fail(errors.Cancelled("the client is closed"))
-        elif self._waiting.begin(asked) and self._session.is_open:
+        elif not self._waiting.begin(asked) or isinstance(asked, requests.Demand):
+            # Refused already; or sent at the end of this turn, where the arbiter is known to listen.
+            return
+        elif self._session.is_open:
             self._ask(asked)
 
-    def _ask(self, asked: requests.Allocation | requests.Return) -> None:
+    def _ask(self, asked: requests.Patient | requests.Return) -> None:
         if isinstance(asked, requests.Return):
-            message = arbiter_service_pb2.ReleaseRequest(lease_id=asked.lease_id, fence=asked.fence)
-            self._session.send(asked, arbiter_service_pb2.SessionRequest(release=message))
+            giving = arbiter_service_pb2.ReleaseRequest(lease_id=asked.lease_id, fence=asked.fence)
+            self._session.send(asked, arbiter_service_pb2.SessionRequest(release=giving))
             return
         asked.retry_at = None
         asked.sent_at = self._clock()
-        self._session.send(asked, arbiter_service_pb2.SessionRequest(allocate=asked.request))
+        if isinstance(asked, requests.Allocation):
+            message = arbiter_service_pb2.SessionRequest(allocate=asked.request)
+        else:
+            message = arbiter_service_pb2.SessionRequest(request_preemption=asked.request)
+        self._session.send(asked, message)
+
+    def _take_back(self, future: Future[holding.Holding] | Future[preemption.Preemption]) -> None:
+        asked = self._waiting.find(future)
+        # What is in flight stays until its answer, which may be a grant that has to be given back.
+        if asked is not None and not self._session.take_back(asked):
+            self._waiting.done(asked)
 
     def _on_allocate(self, asked: requests.Allocation, answer: arbiter_service_pb2.AllocateResponse) -> None:
         self._waiting.done(asked)
@@ -260,7 +284,7 @@ class Keeper:
                 self._tending.on_lost(about)
         self._waiting.disconnected()
         if error is not None and error.code in _HOPELESS:
-            self._waiting.fail_allocations(error)
+            self._waiting.fail_asked(error)
 
     def _on_response(self, number: int, response: arbiter_service_pb2.SessionResponse) -> None:
         self._room.release()
@@ -278,6 +302,9 @@ class Keeper:
             self._tending.on_heartbeat(about, response.heartbeat)
         elif isinstance(about, requests.Allocation) and kind == "allocate":
             self._on_allocate(about, response.allocate)
+        elif isinstance(about, requests.Demand) and kind == "request_preemption":
+            self._waiting.done(about)
+            about.deliver(preemption.from_message(response.request_preemption))
         elif isinstance(about, requests.Return) and kind == "release":
             self._waiting.done(about)
             about.deliver(response.release.already_released)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from arbiter_client import reports
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from datetime import timedelta
 
     from arbiter.v1 import arbiter_service_pb2
-    from arbiter_client.directive import Directive
+    from arbiter_client.directive import Directive, Reclaim
     from arbiter_client.holding import Holding
 
 
@@ -83,6 +85,19 @@ class HeldLease:
         """
         self._held.check()
 
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[Directive]:
+        """Lets an allocation or a batch begin only while the lease stands: a ``with`` block, or a decorator.
+
+        Gives the ``with`` block the directive to work under. As a decorator it looks at each call, which for a
+        coroutine function is when the coroutine is made. What has begun is not interrupted.
+
+        Raises:
+            LeaseLost: On entry: the lease does not stand any more.
+        """
+        self.check()
+        yield self.directive
+
     def applied(
         self,
         directive: Directive,
@@ -92,12 +107,13 @@ class HeldLease:
     ) -> None:
         """Confirms that the worker now runs within ``directive``; say it only after the memory has really been freed.
 
-        Sent at once by the keeper's thread. Without effect once the lease is over.
+        Sent at once by the keeper's thread. Without effect once the lease is over. Where ``directive`` has a reclaim,
+        and ``used_memory_bytes`` is given and within its memory limit, this also says that the reclaim is done.
 
         Args:
             directive: What was applied.
             used_memory_bytes: Device bytes in use now.
-            reclaim_acks: Progress on reclaims.
+            reclaim_acks: Progress on reclaims; overrides what is said by itself.
 
         Raises:
             ValueError: Negative bytes.
@@ -133,6 +149,39 @@ class HeldLease:
                 used_memory_bytes=used_memory_bytes,
             )
         )
+
+    def acknowledge(
+        self, reclaim: Reclaim, *, will_free: int | str | None = None, eta: float | timedelta | None = None
+    ) -> None:
+        """Says at once that work on an order to give memory back has begun; to be called before that work.
+
+        A holder that says nothing is told after a part of the grace that it is pressing. Saying this frees nothing and
+        does not move the deadline: bytes count when ``applied`` or ``freed`` says so and the arbiter does not measure
+        otherwise. Of an order that is no longer wanted it is passed over.
+
+        Args:
+            reclaim: The order, from a directive.
+            will_free: Bytes that are going to be freed, or a text such as ``"1GiB"``; absent: what the order says.
+            eta: When that will be done, in seconds from now or as a ``timedelta``; absent: not said.
+
+        Raises:
+            ValueError: An amount or span that cannot be read.
+        """
+        self._held.say(reports.begun(reclaim, will_free, eta))
+
+    def freed(self, reclaim: Reclaim, *, freed_bytes: int | str = 0, freed_tokens: int = 0, done: bool = True) -> None:
+        """Says what has really been freed so far for an order to give memory back.
+
+        Args:
+            reclaim: The order, from a directive.
+            freed_bytes: Bytes freed so far, or a text such as ``"1GiB"``.
+            freed_tokens: KV tokens freed so far.
+            done: Nothing more will be freed. Once said, it stays so.
+
+        Raises:
+            ValueError: An amount that cannot be read, or negative tokens.
+        """
+        self._held.say(reports.freed(reclaim, freed_bytes, freed_tokens, done=done))
 
     def report(
         self,

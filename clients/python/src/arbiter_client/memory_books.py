@@ -29,6 +29,9 @@ class Books:
         self._leases: dict[str, lease_pb2.Lease] = {}
         self._ended: dict[str, lease_pb2.EndReason.ValueType] = {}
         self._said: dict[str, Report] = {}
+        #: The last order of each lease to give memory back, and what was said about it.
+        self._orders: dict[str, str] = {}
+        self._acks: dict[str, arbiter_service_pb2.ReclaimAck] = {}
         self._by_request: dict[str, str] = {}
 
     def grant(self, request: arbiter_service_pb2.AllocateRequest) -> arbiter_service_pb2.AllocateResponse:
@@ -115,11 +118,23 @@ class Books:
             report.ClearField("outcome")
         if report.outcome:
             said.ClearField("achievable_quality")
-        # Merging keeps what the new report does not mention.
+        self._hear(lease, report.reclaim_acks)
+        # Merging keeps what the new report does not mention, and would add up lists.
+        report.ClearField("reclaim_acks")
+        report.ClearField("shard_latencies")
         said.MergeFrom(report)
         lease.applied_revision = said.applied_revision
         if report.HasField("used_memory_bytes"):
             lease.reported_memory_bytes = report.used_memory_bytes
+
+    def _hear(self, lease: lease_pb2.Lease, acks: Iterable[arbiter_service_pb2.ReclaimAck]) -> None:
+        """Notes what is said about the last order, which the lease's directive carries until it is done."""
+        for ack in acks:
+            if ack.reclaim_id == self._orders.get(lease.lease_id):
+                known = self._acks[lease.lease_id]
+                known.MergeFrom(ack)
+                if known.done:
+                    lease.directive.ClearField("reclaim")
 
     def release(self, request: arbiter_service_pb2.ReleaseRequest) -> arbiter_service_pb2.ReleaseResponse:
         """Ends a lease for its holder; says so when it had ended before.
@@ -145,15 +160,51 @@ class Books:
         self._ended[lease_id] = reason
 
     def direct(self, lease_id: str, reason: lease_pb2.DirectiveReason.ValueType) -> lease_pb2.Directive:
-        """The lease's directive under a new revision and without its reclaim, to be changed in place.
+        """The lease's directive under a new revision, to be changed in place.
 
         Raises:
             LeaseNotFound: No such living lease.
         """
         directive = self._living(lease_id).directive
-        directive.ClearField("reclaim")
         self._stamp(directive, reason)
         return directive
+
+    def limit(self, lease_id: str) -> int:
+        """The memory limit of a lease, in bytes.
+
+        Raises:
+            LeaseNotFound: No such living lease.
+        """
+        return self._living(lease_id).directive.memory_limit_bytes
+
+    def order(self, directive: lease_pb2.Directive, reclaim: lease_pb2.Reclaim) -> None:
+        """Makes ``reclaim`` the last order of the directive's lease."""
+        directive.reclaim.CopyFrom(reclaim)
+        self._orders[directive.lease_id] = reclaim.reclaim_id
+        self._acks[directive.lease_id] = arbiter_service_pb2.ReclaimAck()
+
+    def cancel_reclaim(self, lease_id: str) -> str:
+        """Takes the open order out of the lease's directive, which stays otherwise as it is; returns the order's id.
+
+        Raises:
+            LeaseNotFound: No such living lease.
+            ValueError: There is none.
+        """
+        directive = self._living(lease_id).directive
+        if not directive.HasField("reclaim"):
+            raise ValueError(f"{lease_id} has no open order to give memory back")
+        reclaim_id = directive.reclaim.reclaim_id
+        directive.ClearField("reclaim")
+        return reclaim_id
+
+    def acknowledgement(self, lease_id: str) -> arbiter_service_pb2.ReclaimAck:
+        """What was said about the last order, of ended leases too; without an id when nothing was.
+
+        Raises:
+            LeaseNotFound: No such lease.
+        """
+        self.said(lease_id)
+        return self._acks.get(lease_id) or arbiter_service_pb2.ReclaimAck()
 
     def said(self, lease_id: str) -> Report:
         """What was last said about a lease, ended ones included.
@@ -183,10 +234,15 @@ class Books:
         *,
         directives: Iterable[lease_pb2.Directive] = (),
         ended: Iterable[arbiter_service_pb2.EndedLease] = (),
+        reclaim_cancelled: Iterable[str] = (),
     ) -> arbiter_service_pb2.StreamQualityResponse:
         """A message that brings a subscriber to the present revision."""
         return arbiter_service_pb2.StreamQualityResponse(
-            server_epoch=EPOCH, revision=self._revision, directives=directives, ended=ended
+            server_epoch=EPOCH,
+            revision=self._revision,
+            directives=directives,
+            ended=ended,
+            reclaim_cancelled=reclaim_cancelled,
         )
 
     def state(self) -> state_service_pb2.GetStateResponse:

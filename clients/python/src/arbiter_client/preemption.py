@@ -94,12 +94,15 @@ class Preemption:
         return sum(donation.planned_bytes for donation in self.donations)
 
 
-def message(need: DeviceNeed, *, lease_id: str = "") -> arbiter_service_pb2.RequestPreemptionRequest:
+def message(
+    need: Need, *, lease_id: str = "", device: str | None = None
+) -> arbiter_service_pb2.RequestPreemptionRequest:
     """The request that says ``need``; always with a request id.
 
     Args:
         need: What is needed.
         lease_id: The lease that asks; empty for none.
+        device: The device; absent: that of the lease.
 
     Raises:
         ValueError: A size, span or priority that cannot be read. Ranges are the arbiter's to judge.
@@ -107,7 +110,7 @@ def message(need: DeviceNeed, *, lease_id: str = "") -> arbiter_service_pb2.Requ
     request = arbiter_service_pb2.RequestPreemptionRequest(
         request_id=uuid.uuid4().hex,
         lease_id=lease_id,
-        device_id=need.get("device") or "",
+        device_id=device or "",
         memory_bytes=amounts.parse_bytes(need["memory"]),
         allow_partial=need.get("allow_partial", False),
         dry_run=need.get("dry_run", False),

@@ -7,12 +7,13 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from arbiter.v1 import arbiter_service_pb2
-from arbiter_client import terms
+from arbiter_client import amounts, terms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import timedelta
 
-    from arbiter_client.directive import Directive
+    from arbiter_client.directive import Directive, Reclaim
 
 #: Latencies in one report; the arbiter takes no more, and the newest say the most.
 MAX_LATENCIES = 256
@@ -67,8 +68,12 @@ class Report:
         self.shard_latencies = [*self.shard_latencies, *newer.shard_latencies][-MAX_LATENCIES:]
         self.busy_for = max(self.busy_for, newer.busy_for)
         for reclaim_id, ack in newer.reclaim_acks.items():
-            self.reclaim_acks.pop(reclaim_id, None)
-            self.reclaim_acks[reclaim_id] = ack
+            # Merged, so that what is done stays done and what was promised stays promised; the newer numbers count.
+            both = arbiter_service_pb2.ReclaimAck()
+            if (older := self.reclaim_acks.pop(reclaim_id, None)) is not None:
+                both.CopyFrom(older)
+            both.MergeFrom(ack)
+            self.reclaim_acks[reclaim_id] = both
         while len(self.reclaim_acks) > MAX_RECLAIMS:
             del self.reclaim_acks[next(iter(self.reclaim_acks))]
 
@@ -103,20 +108,23 @@ def outcome(
     used_memory_bytes: int | None = None,
     reclaim_acks: Sequence[arbiter_service_pb2.ReclaimAck] = (),
 ) -> Report:
-    """The report that says what became of ``directive``.
+    """The report that says what became of ``directive``; when it was applied, also that its reclaim is done.
 
     Raises:
         ValueError: A quality outside [0, 1] or negative bytes.
     """
     if achievable_quality is not None and not 0.0 <= achievable_quality <= 1.0:
         raise ValueError(f"achievable_quality {achievable_quality} is not in [0, 1]")
+    acks = {ack.reclaim_id: ack for ack in reclaim_acks}
+    if what is Outcome.APPLIED:
+        acks = _answered(directive, used_memory_bytes, reclaim_acks)
     return Report(
         revision=directive.revision,
         epoch=directive.epoch,
         outcome=what,
         achievable_quality=achievable_quality,
         used_memory_bytes=_size(used_memory_bytes),
-        reclaim_acks={ack.reclaim_id: ack for ack in reclaim_acks},
+        reclaim_acks=acks,
     )
 
 
@@ -142,6 +150,57 @@ def usage(
         busy_for=busy_for,
         reclaim_acks={ack.reclaim_id: ack for ack in reclaim_acks},
     )
+
+
+def begun(reclaim: Reclaim, will_free: int | str | None, eta: float | timedelta | None) -> Report:
+    """The report that work on an order to give memory back has begun.
+
+    Args:
+        reclaim: The order.
+        will_free: Bytes that are going to be freed, or a text such as ``"1GiB"``; absent: what the order says.
+        eta: When it will be done, in seconds from now; absent: not said.
+
+    Raises:
+        ValueError: An amount or span that cannot be read.
+    """
+    ack = arbiter_service_pb2.ReclaimAck(
+        reclaim_id=reclaim.reclaim_id,
+        will_free_bytes=reclaim.memory_bytes if will_free is None else amounts.parse_bytes(will_free),
+    )
+    if eta is not None:
+        ack.eta.CopyFrom(terms.duration(eta))
+    return Report(reclaim_acks={ack.reclaim_id: ack})
+
+
+def freed(reclaim: Reclaim, freed_bytes: int | str, freed_tokens: int, *, done: bool) -> Report:
+    """The report of what has been freed for an order to give memory back.
+
+    Raises:
+        ValueError: An amount that cannot be read, or negative tokens.
+    """
+    if not 0 <= freed_tokens < 2**63:
+        raise ValueError(f"freed_tokens {freed_tokens} is not between 0 and 2^63-1")
+    ack = arbiter_service_pb2.ReclaimAck(
+        reclaim_id=reclaim.reclaim_id,
+        freed_bytes=amounts.parse_bytes(freed_bytes),
+        freed_tokens=freed_tokens,
+        done=done,
+    )
+    return Report(reclaim_acks={ack.reclaim_id: ack})
+
+
+def _answered(
+    directive: Directive, used_memory_bytes: int | None, acks: Sequence[arbiter_service_pb2.ReclaimAck]
+) -> dict[str, arbiter_service_pb2.ReclaimAck]:
+    """Acknowledgements that go with an applied directive: those given, and that its own order is done where that shows.
+
+    It shows in use that is within the limit. How much was freed is left to that use, since nobody counted before.
+    """
+    said = {ack.reclaim_id: ack for ack in acks}
+    order = directive.reclaim
+    if order is None or used_memory_bytes is None or used_memory_bytes > directive.memory_limit_bytes:
+        return said
+    return {order.reclaim_id: arbiter_service_pb2.ReclaimAck(reclaim_id=order.reclaim_id, done=True), **said}
 
 
 def _size(used_memory_bytes: int | None) -> int | None:

@@ -53,13 +53,13 @@ class Asked(Generic[Request, Answer]):
         return self.sent_at is not None and self.retry_at is None
 
     def fail(self, error: ArbiterClientError) -> None:
-        """Gives the worker the error, unless it has gone."""
-        if self.future.set_running_or_notify_cancel():
+        """Gives the worker the error, unless it has gone or knows already."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
     def deliver(self, answer: Answer) -> bool:
-        """Gives the worker the answer; False when it has gone."""
-        if not self.future.set_running_or_notify_cancel():
+        """Gives the worker the answer; False when it has gone or was told something else."""
+        if self.future.done() or not self.future.set_running_or_notify_cancel():
             return False
         self.future.set_result(answer)
         return True
@@ -74,8 +74,8 @@ class Allocation(Asked[arbiter_service_pb2.AllocateRequest, Holding]):
 class Demand(Asked[arbiter_service_pb2.RequestPreemptionRequest, Preemption]):
     """Memory of others that was asked for.
 
-    Not sent again once the connection has ended with it in flight: an arbiter that had just carried it out would take
-    the same amount a second time.
+    Sent only where the arbiter is known to listen, and not again once the connection has ended with it in flight: an
+    arbiter that had just carried it out would take the same amount a second time.
     """
 
     __slots__ = ()
@@ -98,13 +98,13 @@ class Return:
     future: Future[bool] = field(default_factory=Future)
 
     def fail(self, error: ArbiterClientError) -> None:
-        """Gives the worker the error, unless it has gone."""
-        if self.future.set_running_or_notify_cancel():
+        """Gives the worker the error, unless it has gone or knows already."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
     def deliver(self, already_released: bool) -> None:
-        """Gives the worker the answer, unless it has gone."""
-        if self.future.set_running_or_notify_cancel():
+        """Gives the worker the answer, unless it has gone or was told something else."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_result(already_released)
 
 
@@ -179,6 +179,7 @@ class Waiting:
             if asked.future.cancelled():
                 self.done(asked)
             elif isinstance(asked, Demand) and asked.in_flight:
+                # A dry run too: whoever asked decides whether what it would say is still of interest.
                 self.done(asked)
                 asked.fail(
                     ArbiterUnreachable(
@@ -223,9 +224,17 @@ class Waiting:
                 times.append(self._end_of_patience(asked, troubled_since))
         return keepalive.earliest(times)
 
-    def retries(self, now: float) -> list[Patient]:
-        """Requests to send again now."""
-        return [asked for asked in self._asked.values() if asked.retry_at is not None and now >= asked.retry_at]
+    def ready(self, now: float, *, heard: bool) -> list[Patient]:
+        """Requests to send now over an open connection.
+
+        Args:
+            now: Now.
+            heard: Whether anything was heard over this connection yet.
+        """
+        again = [asked for asked in self._asked.values() if asked.retry_at is not None and now >= asked.retry_at]
+        if not heard:
+            return again
+        return again + [asked for asked in self._asked.values() if isinstance(asked, Demand) and asked.sent_at is None]
 
     def _end_of_patience(self, asked: Patient, troubled_since: float) -> float:
         return max(troubled_since, asked.asked_at) + self._patience

@@ -6,12 +6,12 @@ import random
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from arbiter.v1 import arbiter_service_pb2
 from arbiter_client import errors, keepalive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from arbiter.v1 import arbiter_service_pb2
     from arbiter_client import transport
 
     OnResponse = Callable[[int, arbiter_service_pb2.SessionResponse], None]
@@ -66,6 +66,11 @@ class Session(Generic[About]):
         return self._link is not None
 
     @property
+    def is_heard(self) -> bool:
+        """Whether messages can be sent and the arbiter has said something on this very session."""
+        return self._link is not None and self._silent_since is None
+
+    @property
     def troubled_since(self) -> float | None:
         """Since when nothing was heard in spite of at least one failed attempt; ``None`` while all is well."""
         return self._silent_since if self._failures else None
@@ -107,6 +112,19 @@ class Session(Generic[About]):
         if self._link is not None:
             # A link that takes no more says so through on_end, which sorts out everything in flight.
             self._link.send(request)
+
+    def take_back(self, about: About) -> bool:
+        """Tells the arbiter that nobody waits for the answer about ``about`` any more; False when none was awaited.
+
+        The answer still comes: that it was cancelled, or what came first.
+        """
+        awaited = (correlation for correlation, (sent, _) in self._in_flight.items() if sent is about)
+        if (correlation_id := next(awaited, None)) is None or self._link is None:
+            return False
+        cancel = arbiter_service_pb2.CancelRequest(correlation_id=correlation_id)
+        # Without a correlation id of its own, since it is not answered.
+        self._link.send(arbiter_service_pb2.SessionRequest(cancel=cancel))
+        return True
 
     def answered(self, now: float, correlation_id: int) -> About | None:
         """What the message that came with ``correlation_id`` answers; ``None`` for what the server sends by itself."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, TextIO
 
 from arbiter.v1 import lease_pb2, state_service_pb2
 from arbiter_client import amounts
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from arbiter.v1 import arbiter_service_pb2
+    from arbiter_client.preemption import Preemption, RejectedDonor
 
 #: Where a quantity is not known. Unknown is not zero.
 UNKNOWN = "-"
@@ -149,6 +151,48 @@ def explanation(response: state_service_pb2.ExplainResponse) -> str:
     return "\n".join([_clean(response.summary), f"rule: {_clean(response.rule)}", *lines])
 
 
+def preemption(result: Preemption, *, colour: bool) -> str:
+    """Who gives what, and who was passed over and why."""
+    parts = [donations(result, colour=colour)]
+    if result.rejected:
+        parts.append(rejected(result.rejected, colour=colour))
+    return "\n\n".join(parts)
+
+
+def donations(result: Preemption, *, colour: bool) -> str:
+    """One row for each donor, and what it comes to. What only a carried out plan has is unknown in a dry run."""
+    if not result.donations:
+        return "nobody gives anything"
+    shown = table(
+        ("LEASE", "HOLDER", "GIVES", "CONFIRMED", "OUTCOME"),
+        [
+            (
+                each.lease_id,
+                each.holder,
+                amounts.format_bytes(each.planned_bytes),
+                amounts.format_bytes(each.confirmed_bytes) if result.plan_id else UNKNOWN,
+                each.outcome.lower() or UNKNOWN,
+            )
+            for each in result.donations
+        ],
+        right=frozenset({2, 3}),
+        colour=colour,
+    )
+    if not result.plan_id:
+        return f"{shown}\n{amounts.format_bytes(result.planned_bytes)} would be taken"
+    return f"{shown}\n{amounts.format_bytes(result.confirmed_bytes)} came free in {_clean(result.plan_id)}"
+
+
+def rejected(found: Sequence[RejectedDonor], *, colour: bool) -> str:
+    """One row for each lease that is not asked."""
+    return table(
+        ("PASSED OVER", "WHY"),
+        [(each.lease_id, each.reason.replace("_", " ")) for each in found],
+        right=frozenset(),
+        colour=colour,
+    )
+
+
 def event(happened: state_service_pb2.Event) -> str:
     """One line for one audit event."""
     kind = _word(state_service_pb2.EventKind.DESCRIPTOR, happened.kind)
@@ -164,7 +208,7 @@ def event(happened: state_service_pb2.Event) -> str:
 
 
 def quality(message: arbiter_service_pb2.StreamQualityResponse) -> str:
-    """One line for each directive and each end."""
+    """One line for each directive, each order that is no longer wanted, and each end."""
     lines = [
         "  ".join(
             [
@@ -173,16 +217,33 @@ def quality(message: arbiter_service_pb2.StreamQualityResponse) -> str:
                 f"quality {directive.quality:.3f}",
                 f"limit {amounts.format_bytes(directive.memory_limit_bytes)}",
                 _word(lease_pb2.DirectiveReason.DESCRIPTOR, directive.reason),
+                *_reclaim(directive),
             ]
         )
         for directive in message.directives
     ]
+    lines += [f"no longer wanted  {reclaim_id}" for reclaim_id in message.reclaim_cancelled]
     lines += [
         f"ended  {ended.lease_id}  {_word(lease_pb2.EndReason.DESCRIPTOR, ended.end_reason)}" for ended in message.ended
     ]
     if message.draining:
         lines.append("the arbiter is going away")
     return "\n".join(lines)
+
+
+def in_colour(out: TextIO) -> bool:
+    """Whether headers on ``out`` are to be bold: it is a terminal, and nobody asked for none."""
+    return out.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _reclaim(directive: lease_pb2.Directive) -> list[str]:
+    """The order to give memory back, if there is one."""
+    if not directive.HasField("reclaim"):
+        return []
+    order = directive.reclaim
+    level = _word(lease_pb2.ReclaimLevel.DESCRIPTOR, order.level)
+    grace = order.grace.ToNanoseconds() / 1e9
+    return [f"give {amounts.format_bytes(order.memory_bytes)} in {grace:.1f}s", level, order.reclaim_id]
 
 
 def _lease_state(lease: lease_pb2.Lease) -> str:

@@ -12,7 +12,7 @@ what fits at full size and says only what the test tells it to say.
 
 from __future__ import annotations
 
-import queue
+import secrets
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -21,15 +21,44 @@ from typing import TYPE_CHECKING, Self
 import grpc
 
 from arbiter.v1 import arbiter_service_pb2, lease_pb2, state_service_pb2
-from arbiter_client import aio, amounts, blocking, connection, errors, keeper, memory_books
+from arbiter_client import (
+    aio,
+    amounts,
+    blocking,
+    connection,
+    errors,
+    keeper,
+    memory_books,
+    memory_transport,
+    preemption,
+    terms,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from arbiter_client import transport
 
-#: Responses that may wait for a client; one that lets more pile up is cut off.
-MAX_UNDELIVERED = 4096
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledged:
+    """What a worker said about an order to give memory back.
+
+    Attributes:
+        reclaim_id: The order.
+        will_free_bytes: Bytes it said it is going to free; 0 when it said none.
+        eta: When it expected to be done, in seconds from then; ``None`` when it did not say.
+        freed_bytes: Bytes it said it has freed; 0 when it said none.
+        freed_tokens: KV tokens it said it has freed; 0 when it said none.
+        done: It said that nothing more will be freed.
+    """
+
+    reclaim_id: str
+    will_free_bytes: int = 0
+    eta: float | None = None
+    freed_bytes: int = 0
+    freed_tokens: int = 0
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,93 +78,6 @@ class Applied:
     used_memory_bytes: int | None = None
 
 
-class _Link:
-    """One session: requests are answered where they are sent, answers arrive on a thread of its own."""
-
-    def __init__(self, arbiter: InMemoryArbiter, on_response: transport.OnResponse, on_end: transport.OnEnd) -> None:
-        self._arbiter = arbiter
-        self._on_response = on_response
-        self._on_end = on_end
-        self._answers: queue.SimpleQueue[arbiter_service_pb2.SessionResponse | None] = queue.SimpleQueue()
-        self._closed = False
-        threading.Thread(target=self._deliver, name="arbiter-in-memory", daemon=True).start()
-
-    def send(self, request: arbiter_service_pb2.SessionRequest) -> bool:
-        """Answers a message."""
-        if self._closed:
-            return False
-        self._arbiter.answer(self, request)
-        return True
-
-    def tell(self, response: arbiter_service_pb2.SessionResponse) -> None:
-        """Queues an answer or a push."""
-        if self._answers.qsize() >= MAX_UNDELIVERED:
-            self.close()
-        if not self._closed:
-            self._answers.put(response)
-
-    def close(self) -> None:
-        """Ends the session."""
-        self._closed = True
-        self._answers.put(None)
-
-    def _deliver(self) -> None:
-        for response in iter(self._answers.get, None):
-            self._on_response(response)
-        self._arbiter.forget(self)
-        self._on_end(None)
-
-
-class _Transport:
-    """The seam, with an arbiter in memory behind it."""
-
-    address = "in-memory"
-
-    def __init__(self, arbiter: InMemoryArbiter) -> None:
-        self._arbiter = arbiter
-
-    @property
-    def calls(self) -> transport.Calls:
-        """The calls beside the session."""
-        return _Calls(self._arbiter)
-
-    def open(self, on_response: transport.OnResponse, on_end: transport.OnEnd) -> _Link:
-        """Begins a session."""
-        return self._arbiter.connect(on_response, on_end)
-
-    def close(self) -> None:
-        """There is nothing to let go of."""
-
-
-class _Calls:
-    """The picture is real; reasons and events are a matter of policy, which an in-memory arbiter has none of."""
-
-    def __init__(self, arbiter: InMemoryArbiter) -> None:
-        self._arbiter = arbiter
-
-    def get_state(
-        self, request: state_service_pb2.GetStateRequest, timeout: float
-    ) -> state_service_pb2.GetStateResponse:
-        """The picture."""
-        return self._arbiter.state()
-
-    def explain(self, request: state_service_pb2.ExplainRequest, timeout: float) -> state_service_pb2.ExplainResponse:
-        """Not served."""
-        raise errors.NotServed("the in-memory arbiter has no reasons")
-
-    def watch_events(
-        self, request: state_service_pb2.WatchEventsRequest
-    ) -> transport.Stream[state_service_pb2.WatchEventsResponse]:
-        """Not served."""
-        raise errors.NotServed("the in-memory arbiter has no events")
-
-    def stream_quality(
-        self, request: arbiter_service_pb2.StreamQualityRequest
-    ) -> transport.Stream[arbiter_service_pb2.StreamQualityResponse]:
-        """Not served."""
-        raise errors.NotServed("the in-memory arbiter pushes over sessions only")
-
-
 class InMemoryArbiter:
     """Grants what fits and says what the test tells it to say. Methods may be called from any thread."""
 
@@ -152,8 +94,9 @@ class InMemoryArbiter:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._books = memory_books.Books(amounts.parse_bytes(capacity), amounts.parse_seconds(ttl))
-        self._links: list[_Link] = []
+        self._links: list[memory_transport.Link] = []
         self._refusals: deque[str] = deque()
+        self._preemptions: deque[arbiter_service_pb2.RequestPreemptionResponse] = deque()
         self._silent = False
 
     # What a test does.
@@ -176,7 +119,9 @@ class InMemoryArbiter:
         reclaim: lease_pb2.Reclaim | None = None,
         reason: lease_pb2.DirectiveReason.ValueType = lease_pb2.DirectiveReason.DIRECTIVE_REASON_PRESSURE,
     ) -> int:
-        """Sends a new directive and returns its revision; what is not given stays as it was, but a reclaim does not.
+        """Sends a new directive and returns its revision; what is not given stays as it was.
+
+        That goes for a reclaim too, until the worker says that it is done or it is cancelled.
 
         Raises:
             LeaseNotFound: No such living lease.
@@ -193,9 +138,98 @@ class InMemoryArbiter:
             if kv_token_budget is not None:
                 directive.kv_token_budget = kv_token_budget
             if reclaim is not None:
-                directive.reclaim.CopyFrom(reclaim)
+                self._books.order(directive, reclaim)
             self._tell_all(self._books.quality(directives=[directive]))
             return directive.revision
+
+    def reclaim(
+        self,
+        lease_id: str,
+        *,
+        memory_bytes: int | str,
+        grace: float = 2.0,
+        level: lease_pb2.ReclaimLevel.ValueType = lease_pb2.ReclaimLevel.RECLAIM_LEVEL_SOFT,
+    ) -> str:
+        """Orders a worker to give memory back, as a preemption does, and returns the id of the order.
+
+        The directive that carries it has a memory limit lower by ``memory_bytes``. Nothing happens when ``grace`` is
+        over; ``end`` plays the revocation.
+
+        Args:
+            lease_id: The lease.
+            memory_bytes: Bytes, or a text such as ``"1GiB"``.
+            grace: Seconds that the worker is told it has.
+            level: Urgency.
+
+        Raises:
+            LeaseNotFound: No such living lease.
+            ValueError: An argument cannot be read, or is more than the memory limit.
+        """
+        order = lease_pb2.Reclaim(
+            reclaim_id=secrets.token_hex(4),
+            memory_bytes=amounts.parse_bytes(memory_bytes),
+            grace=terms.duration(grace),
+            level=level,
+        )
+        with self._lock:
+            left = self._books.limit(lease_id) - order.memory_bytes
+        if left < 0:
+            raise ValueError(f"{order.memory_bytes} bytes are {-left} more than the memory limit")
+        self.push(
+            lease_id,
+            memory_limit_bytes=left,
+            reclaim=order,
+            reason=lease_pb2.DirectiveReason.DIRECTIVE_REASON_PREEMPTION,
+        )
+        return order.reclaim_id
+
+    def cancel_reclaim(self, lease_id: str) -> None:
+        """Tells a worker that what it was last ordered to give back is no longer wanted.
+
+        Raises:
+            LeaseNotFound: No such living lease.
+            ValueError: It has no open order.
+        """
+        with self._lock:
+            self._tell_all(self._books.quality(reclaim_cancelled=[self._books.cancel_reclaim(lease_id)]))
+
+    def acknowledged(self, lease_id: str, *, done: bool = False, timeout: float = 0.0) -> Acknowledged:
+        """What the worker said about the last order to give memory back, for ended leases too.
+
+        Args:
+            lease_id: The lease.
+            done: Wait until it said that it is done, and not only that it has begun.
+            timeout: How long to wait, in seconds.
+
+        Raises:
+            LeaseNotFound: No such lease.
+            TimeoutError: It did not say so in time.
+        """
+        with self._lock:
+            if not self._changed.wait_for(lambda: self._has_acknowledged(lease_id, done=done), timeout):
+                what = "done" if done else "begun"
+                raise TimeoutError(f"nothing was said to be {what} about an order for {lease_id} in {timeout} s")
+            ack = self._books.acknowledgement(lease_id)
+        return Acknowledged(
+            reclaim_id=ack.reclaim_id,
+            will_free_bytes=ack.will_free_bytes,
+            eta=ack.eta.ToNanoseconds() / 1e9 if ack.HasField("eta") else None,
+            freed_bytes=ack.freed_bytes,
+            freed_tokens=ack.freed_tokens,
+            done=ack.done,
+        )
+
+    def answer_next_preemption(self, answer: preemption.Preemption) -> None:
+        """Answers the next preemption with ``answer``; one for which no answer was given is refused with ``NO_DONOR``.
+
+        Changes no lease: ``push`` tells the one that asked what it may use, ``reclaim`` the donors what to give.
+
+        Raises:
+            ValueError: An outcome that the protocol does not have.
+        """
+        message = preemption.to_message(answer)
+        with self._lock:
+            self._preemptions.append(message)
 
     def end(self, lease_id: str, reason: str = "REVOKED") -> None:
         """Ends a lease and tells its holder; ``reason`` as in ``EndReason``, without its prefix.
@@ -283,41 +317,57 @@ class InMemoryArbiter:
 
     # What a client's session does.
 
-    def connect(self, on_response: transport.OnResponse, on_end: transport.OnEnd) -> _Link:
+    def connect(self, on_response: transport.OnResponse, on_end: transport.OnEnd) -> memory_transport.Link:
         """Begins a session."""
-        link = _Link(self, on_response, on_end)
+        link = memory_transport.Link(self, on_response, on_end)
         with self._lock:
             self._links.append(link)
         return link
 
-    def forget(self, link: _Link) -> None:
+    def forget(self, link: memory_transport.Link) -> None:
         """A session has ended."""
         with self._lock:
             if link in self._links:
                 self._links.remove(link)
 
-    def answer(self, link: _Link, request: arbiter_service_pb2.SessionRequest) -> None:
+    def answer(self, link: memory_transport.Link, request: arbiter_service_pb2.SessionRequest) -> None:
         """Answers one message of a session."""
+        kind = request.WhichOneof("request")
         with self._lock:
-            kind = request.WhichOneof("request")
-            if kind == "heartbeat" and self._silent:
+            # Everything is answered where it is sent, so nothing is left that could be taken back.
+            if kind == "cancel" or (kind == "heartbeat" and self._silent):
                 return
-            response = arbiter_service_pb2.SessionResponse(correlation_id=request.correlation_id)
             try:
-                if kind == "heartbeat":
-                    response.heartbeat.CopyFrom(self._books.renew(request.heartbeat))
-                elif kind == "allocate":
-                    response.allocate.CopyFrom(self._grant(request.allocate))
-                elif kind == "release":
-                    response.release.CopyFrom(self._books.release(request.release))
-                elif kind == "subscribe":
-                    response.quality.CopyFrom(self._books.snapshot(request.subscribe))
-                else:
-                    raise errors.NotServed(f"the in-memory arbiter does not serve {kind}")
+                response = self._answered(request)
             except errors.ArbiterClientError as error:
-                response.error.CopyFrom(_as_message(error))
+                response = arbiter_service_pb2.SessionResponse(error=_as_message(error))
+            response.correlation_id = request.correlation_id
             link.tell(response)
             self._changed.notify_all()
+
+    def _answered(self, request: arbiter_service_pb2.SessionRequest) -> arbiter_service_pb2.SessionResponse:
+        match request.WhichOneof("request"):
+            case "heartbeat":
+                return arbiter_service_pb2.SessionResponse(heartbeat=self._books.renew(request.heartbeat))
+            case "allocate":
+                return arbiter_service_pb2.SessionResponse(allocate=self._grant(request.allocate))
+            case "release":
+                return arbiter_service_pb2.SessionResponse(release=self._books.release(request.release))
+            case "subscribe":
+                return arbiter_service_pb2.SessionResponse(quality=self._books.snapshot(request.subscribe))
+            case "request_preemption":
+                return arbiter_service_pb2.SessionResponse(request_preemption=self._preempt())
+            case kind:
+                raise errors.NotServed(f"the in-memory arbiter does not serve {kind}")
+
+    def _preempt(self) -> arbiter_service_pb2.RequestPreemptionResponse:
+        if not self._preemptions:
+            raise errors.NoDonor("the test gave no answer_next_preemption")
+        return self._preemptions.popleft()
+
+    def _has_acknowledged(self, lease_id: str, *, done: bool) -> bool:
+        ack = self._books.acknowledgement(lease_id)
+        return bool(ack.reclaim_id) and (ack.done or not done)
 
     def _grant(self, request: arbiter_service_pb2.AllocateRequest) -> arbiter_service_pb2.AllocateResponse:
         if self._refusals:
@@ -330,7 +380,7 @@ class InMemoryArbiter:
             link.tell(arbiter_service_pb2.SessionResponse(quality=message))
 
     def _connection(self) -> connection.Connection:
-        source = _Transport(self)
+        source = memory_transport.Transport(self)
         return connection.Connection(source, keeper.Keeper(source, connect_timeout=connection.CONNECT_TIMEOUT_S))
 
 
