@@ -120,6 +120,14 @@ def _count(raw: Raw, least: int = 1) -> int:
     return int(number)
 
 
+def _switch(raw: Raw) -> bool:
+    known = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+    text = str(raw).lower()
+    if text not in known:
+        raise ValueError(f"is {raw!r}, must be true or false")
+    return known[text]
+
+
 def _one_of(*allowed: str) -> Callable[[Raw], str]:
     def parse(raw: Raw) -> str:
         if raw not in allowed:
@@ -349,6 +357,20 @@ class Config:
     preemption_cooldown_s: float = field(
         default=preemption.COOLDOWN_S,
         metadata=_option("preemption.cooldown", _seconds(), "peace after having given memory back", metavar="TIME"),
+    )
+    enforcer: bool = field(
+        default=False,
+        metadata=_option(
+            "enforcer.enabled", _switch, "end processes that keep the memory of a lease taken from them", metavar="BOOL"
+        ),
+    )
+    enforcer_patience_s: float = field(
+        default=2.0,
+        metadata=_option("enforcer.patience", _seconds(), "from the end of the lease to SIGTERM", metavar="TIME"),
+    )
+    enforcer_kill_grace_s: float = field(
+        default=5.0,
+        metadata=_option("enforcer.kill-grace", _seconds(), "from SIGTERM to SIGKILL", metavar="TIME"),
     )
     max_leases: int = field(
         default=100_000, metadata=_option("limits.leases", _count, "leases at most", metavar="COUNT")

@@ -48,6 +48,9 @@ class ProcessWatch(Protocol):
         Watching the same process twice is allowed and calls back twice.
         """
 
+    def signal(self, process: Process, number: int) -> bool:
+        """Sends a signal to a process; False when it has gone or may not be signalled. Never hits another process."""
+
     def unwatch(self, process: Process) -> None:
         """Forgets every watch of ``process``; unknown ones are fine."""
 

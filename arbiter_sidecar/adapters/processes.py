@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -59,6 +60,17 @@ class PidfdWatch:
                 return False
             self._watched[process] = watched
         watched.callbacks.append(on_exit)
+        return True
+
+    def signal(self, process: Process, number: int) -> bool:
+        """Sends a signal through the pidfd of a watched process; False when there is none, or it is not allowed."""
+        watched = self._watched.get(process)
+        if watched is None or watched.pidfd is None:
+            return False
+        try:
+            signal.pidfd_send_signal(watched.pidfd, number)
+        except OSError:
+            return False
         return True
 
     def unwatch(self, process: Process) -> None:

@@ -33,8 +33,8 @@ def at_ease(books: Books, device: DeviceBook, newcomer: Elastic | None, now: flo
 def publish(books: Books, device: DeviceBook, now: float) -> int:
     """Brings what the leases of a device were told up to date: falls first, then rises as far as bytes allow.
 
-    While a request waits for reductions nobody rises: the bytes that come free are for it. Nor does anybody rise while a
-    lease is starting up and measures what is free.
+    While a request waits for reductions nobody rises: the bytes that come free are for it. Nor does anybody rise while
+    a lease is starting up and measures what is free.
 
     Returns:
         Bytes that are missing even with everybody at the minimum; 0 where everybody fits.

@@ -23,7 +23,7 @@ from arbiter_sidecar.policy import preemption
 from arbiter_sidecar.ports import DeviceProbe
 from arbiter_sidecar.rpc.convert import LeaseTimes
 from arbiter_sidecar.rpc.server import Limits, ListenError, Server
-from arbiter_sidecar.runtime import Runtime, SamplingRates
+from arbiter_sidecar.runtime import Enforcer, EnforcerTimes, Runtime, SamplingRates
 
 #: Exit code for "somebody else does this already": try again later (sysexits EX_TEMPFAIL).
 EXIT_TAKEN = 75
@@ -131,6 +131,11 @@ async def _serve(config: Config, epoch: int) -> int:
     times = LeaseTimes(ttl_default_s=config.ttl_default_s, ttl_min_s=config.ttl_min_s, ttl_max_s=config.ttl_max_s)
     limits = Limits(sessions=config.max_sessions, streams=config.max_streams)
     server = Server(runtime, times=times, limits=limits, notes=found.notes)
+    enforcer = Enforcer(
+        runtime, EnforcerTimes(patience_s=config.enforcer_patience_s, kill_grace_s=config.enforcer_kill_grace_s)
+    )
+    if config.enforcer:
+        runtime.feed(enforcer)
     await runtime.start()
     try:
         await server.listen_unix(config.socket)
@@ -152,6 +157,7 @@ async def _serve(config: Config, epoch: int) -> int:
         if not runtime.failed.is_set():
             await _drain(server, runtime, hurrying, config)
     finally:
+        enforcer.close()
         await server.stop(STOP_GRACE_S if not hurrying.is_set() else 0.0)
         await runtime.stop()
         await _close(thread, found.probes)

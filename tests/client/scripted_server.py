@@ -58,7 +58,16 @@ class Script:
     beat_delay: float = 0.0
     beat_error: arbiter_service_pb2.Error | None = None
     holds_allocates: bool = False
+    answers_cancels: bool = True
     allocate_errors: list[arbiter_service_pb2.Error] = field(default_factory=list)
+    holds_preemptions: bool = False
+    preempt_errors: list[arbiter_service_pb2.Error] = field(default_factory=list)
+    preemption: arbiter_service_pb2.RequestPreemptionResponse = field(
+        default_factory=arbiter_service_pb2.RequestPreemptionResponse
+    )
+    draft: arbiter_service_pb2.RequestPreemptionResponse = field(
+        default_factory=arbiter_service_pb2.RequestPreemptionResponse
+    )
     subscribe_errors: list[arbiter_service_pb2.Error] = field(default_factory=list)
     results: list[arbiter_service_pb2.HeartbeatResponse.Result] = field(default_factory=list)
     state: state_service_pb2.GetStateResponse = field(default_factory=state_service_pb2.GetStateResponse)
@@ -75,11 +84,14 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
         self.beats: list[tuple[float, arbiter_service_pb2.HeartbeatRequest]] = []
         self.unary_beats: list[tuple[float, arbiter_service_pb2.HeartbeatRequest]] = []
         self.allocates: list[arbiter_service_pb2.AllocateRequest] = []
+        self.preemptions: list[arbiter_service_pb2.RequestPreemptionRequest] = []
+        #: Kinds of the messages that were taken back; "" for one that was not waiting.
+        self.cancels: list[str] = []
         self.releases: list[arbiter_service_pb2.ReleaseRequest] = []
         self.subscribes: list[arbiter_service_pb2.StreamQualityRequest] = []
         self.sessions = 0
         self._streams: list[Stream] = []
-        self._held: list[tuple[Stream, int, arbiter_service_pb2.AllocateRequest]] = []
+        self._held: list[tuple[Stream, arbiter_service_pb2.SessionRequest]] = []
         self._changed = threading.Condition()
         self._server: grpc.Server | None = None
         self._granted = 0
@@ -108,7 +120,13 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
             for stream in self._streams:
                 stream.drop()
 
-    def push(self, lease_id: str, quality: float, memory_limit_bytes: int = 1 << 20) -> int:
+    def push(
+        self,
+        lease_id: str,
+        quality: float,
+        memory_limit_bytes: int = 1 << 20,
+        reclaim: lease_pb2.Reclaim | None = None,
+    ) -> int:
         """Pushes a directive to every session and returns its revision."""
         with self._changed:
             self.revision += 1
@@ -118,6 +136,7 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
                 quality=quality,
                 memory_limit_bytes=memory_limit_bytes,
                 safe_quality=0.25,
+                reclaim=reclaim,
             )
             told.valid_for.CopyFrom(terms.duration(self.script.valid_for))
             self._push(directives=[told])
@@ -127,13 +146,17 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
         with self._changed:
             self._push(ended=[arbiter_service_pb2.EndedLease(lease_id=lease_id, end_reason=reason)])
 
-    def grant_held(self) -> None:
-        """Answers the allocations that were held back."""
+    def push_reclaim_cancelled(self, reclaim_id: str) -> None:
         with self._changed:
-            self.script.holds_allocates = False
+            self._push(reclaim_cancelled=[reclaim_id])
+
+    def grant_held(self) -> None:
+        """Answers what was held back."""
+        with self._changed:
+            self.script.holds_allocates = self.script.holds_preemptions = False
             held, self._held = self._held, []
-            for stream, correlation, request in held:
-                stream.tell(Answer(correlation_id=correlation, allocate=self._grant(request)))
+            for stream, request in held:
+                stream.tell(self._granted_to(request))
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """Waits until something the server has seen makes ``condition`` true."""
@@ -155,9 +178,14 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
         self,
         directives: list[lease_pb2.Directive] | None = None,
         ended: list[arbiter_service_pb2.EndedLease] | None = None,
+        reclaim_cancelled: list[str] | None = None,
     ) -> None:
         message = arbiter_service_pb2.StreamQualityResponse(
-            server_epoch=self.script.epoch, revision=self.revision, directives=directives, ended=ended
+            server_epoch=self.script.epoch,
+            revision=self.revision,
+            directives=directives,
+            ended=ended,
+            reclaim_cancelled=reclaim_cancelled,
         )
         for stream in self._streams:
             stream.tell(Answer(quality=message))
@@ -203,15 +231,14 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
                 answer.error.CopyFrom(self.script.beat_error)
             else:
                 answer.heartbeat.CopyFrom(self._renew(request.heartbeat))
-        elif kind == "allocate":
-            self.allocates.append(request.allocate)
-            if self.script.holds_allocates:
-                self._held.append((stream, request.correlation_id, request.allocate))
+        elif kind in ("allocate", "request_preemption"):
+            told = self._begin(stream, request)
+            if told is None:
                 return
-            if self.script.allocate_errors:
-                answer.error.CopyFrom(self.script.allocate_errors.pop(0))
-            else:
-                answer.allocate.CopyFrom(self._grant(request.allocate))
+            answer = told
+        elif kind == "cancel":
+            self._cancel(request.cancel.correlation_id)
+            return
         elif kind == "release":
             self.releases.append(request.release)
             answer.release.SetInParent()
@@ -223,6 +250,41 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
                 answer.quality.server_epoch = self.script.epoch
                 answer.quality.revision = self.revision
         stream.tell(answer)
+
+    def _begin(self, stream: Stream, request: arbiter_service_pb2.SessionRequest) -> Answer | None:
+        """The answer to what may take its time, or ``None`` when it is held back."""
+        if request.WhichOneof("request") == "allocate":
+            self.allocates.append(request.allocate)
+            held, refusals = self.script.holds_allocates, self.script.allocate_errors
+        else:
+            self.preemptions.append(request.request_preemption)
+            held, refusals = self.script.holds_preemptions, self.script.preempt_errors
+            if request.request_preemption.dry_run:
+                held, refusals = False, []
+        if held:
+            self._held.append((stream, request))
+            return None
+        if refusals:
+            return Answer(correlation_id=request.correlation_id, error=refusals.pop(0))
+        return self._granted_to(request)
+
+    def _granted_to(self, request: arbiter_service_pb2.SessionRequest) -> Answer:
+        if request.WhichOneof("request") == "allocate":
+            return Answer(correlation_id=request.correlation_id, allocate=self._grant(request.allocate))
+        dry = request.request_preemption.dry_run
+        return Answer(
+            correlation_id=request.correlation_id,
+            request_preemption=self.script.draft if dry else self.script.preemption,
+        )
+
+    def _cancel(self, correlation_id: int) -> None:
+        waiting = [each for each in self._held if each[1].correlation_id == correlation_id]
+        self.cancels.append(waiting[0][1].WhichOneof("request") or "" if waiting else "")
+        if waiting and self.script.answers_cancels:
+            self._held.remove(waiting[0])
+            waiting[0][0].tell(
+                Answer(correlation_id=correlation_id, error=error(grpc.StatusCode.CANCELLED, "CANCELLED"))
+            )
 
     def _grant(self, request: arbiter_service_pb2.AllocateRequest) -> arbiter_service_pb2.AllocateResponse:
         self._granted += 1

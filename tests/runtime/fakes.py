@@ -99,6 +99,8 @@ class FakeWatch:
         self.watched: dict[Process, list[Callable[[Process], None]]] = {}
         #: Those who exit after they were identified and before they are watched.
         self.doomed: set[int] = set()
+        #: What was sent to whom.
+        self.signals: list[tuple[int, int]] = []
         self.closed = False
 
     def identify(self, pid: int) -> Process | None:
@@ -110,6 +112,13 @@ class FakeWatch:
         if process.pid in self.doomed or self.living.get(process.pid) != process:
             return False
         self.watched.setdefault(process, []).append(on_exit)
+        return True
+
+    def signal(self, process: Process, number: int) -> bool:
+        """Remembers what was sent; False for the dead."""
+        if self.living.get(process.pid) != process:
+            return False
+        self.signals.append((process.pid, number))
         return True
 
     def unwatch(self, process: Process) -> None:
