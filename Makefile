@@ -60,9 +60,9 @@ test-gpu: ## Run the checks that need an NVIDIA card; says so when there is none
 	@$(PY) -m tests.gpu
 
 .PHONY: bench
-bench: ## Measure what things cost, with the noise stated; ARGS=--quick for less than a minute
+bench: ## Measure what things cost, with the noise stated; QUICK=1 for less than a minute
 	@.ci/set-up base
-	@$(PY) -m benchmarks $(ARGS)
+	@$(PY) -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: check
 check: ## Check format, lint, types, floors, contract, stubs, container files and links

@@ -190,15 +190,15 @@ def _await_turn(books: Books, waiter: Waiter, best: Prospect, free: list[Prospec
     elif best.starting:
         device.awaited = True
         waiter.reason = f"{best.starting} is starting up, nobody may grow or shrink meanwhile"
+    elif device.plan is not None and device.plan.waiter is waiter:
+        _reserve_turn(device, waiter)
+        waiter.reason = f"{device.plan.need_bytes} bytes are being taken from less important leases"
     elif best.feasible:
         _reserve_turn(device, waiter)
         waiter.reason = (
             f"{best.start_bytes} bytes at quality {best.quality:.2f} are planned, "
             f"{max(0, device.available_bytes)} are free; lower targets are published and must be confirmed"
         )
-    elif device.plan is not None and device.plan.waiter is waiter:
-        _reserve_turn(device, waiter)
-        waiter.reason = f"{best.short_bytes} bytes are being taken from less important leases"
     else:
         waiter.reason = f"{best.short_bytes} bytes are missing even with every lease at its minimum quality"
     return best
@@ -253,7 +253,7 @@ def grant(books: Books, best: Prospect, waiter: Waiter, now: float) -> Lease:
         priority=request.priority.name,
         workload_type=request.workload.name,
     )
-    preempting.withdraw_for(books, waiter, now)
+    preempting.settle_for(books, waiter, now)
     for position, ticket in enumerate(waiter.tickets):
         books.answer(ticket, lease, waited_s=now - waiter.since, already_granted=position > 0)
     return lease

@@ -226,7 +226,12 @@ def _needless(books: Books, device: DeviceBook, plan: Plan, now: float) -> bool:
 
 
 def _settled(device: DeviceBook, plan: Plan, now: float) -> bool:
-    """Whether there is nothing left to wait for: all is there, or no more is to come."""
+    """Whether there is nothing left to wait for: all is there, or no more is to come.
+
+    One for a waiting request goes on until that is granted, so that nobody comes before it.
+    """
+    if plan.waiter is not None:
+        return False
     share = _share(plan)
     if share < plan.need_bytes and not plan.spent:
         return False
@@ -268,6 +273,9 @@ def collect(books: Books, plan: Plan, now: float) -> None:
     device = books.devices[plan.device_id]
     for donation in list(plan.donations.values()):
         if donation.outcome is DonationOutcome.OPEN and donation.lease.alive and donation.deadline <= now:
+            if _needless(books, device, plan, now):
+                # Enough have gone, the others are let off at once.
+                return
             _call_in(books, plan, donation, now)
     given = plan.donations.values()
     # What the ended still hold counts when it is measured gone, and is not asked of others.
@@ -439,11 +447,12 @@ def for_waiter(books: Books, device: DeviceBook, waiter: Waiter, short_bytes: in
     return True
 
 
-def withdraw_for(books: Books, waiter: Waiter, now: float) -> None:
+def settle_for(books: Books, waiter: Waiter, now: float) -> None:
     """A waiting request has its lease: who was asked to go for it and is still there may stay."""
     for device in books.devices.values():
-        if device.plan is not None and device.plan.waiter is waiter:
-            close(books, device.plan, now, withdrawn=errors.Cancelled())
+        plan = device.plan
+        if plan is not None and plan.waiter is waiter:
+            close(books, plan, now, withdrawn=errors.Cancelled() if plan.short_bytes else None)
 
 
 def for_machine(books: Books, device: DeviceBook, deficit_bytes: int, now: float) -> None:

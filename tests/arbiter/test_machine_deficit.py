@@ -100,10 +100,12 @@ def test_one_stays_when_another_went_by_itself(desk: Desk) -> None:
     stage.measure(foreign=40.0)
     assert stage.orders() == "bg15! no15!"
     desk.release(stage.leases["hi"])
-    stage.measure(foreign=40.0)
-    # With one gone by itself and one of the two leaving the other may stay; who leaves was decided before.
-    stage.at(11.0, foreign=40.0)
-    assert [each.alive for each in stage.leases.values()].count(True) <= 1
+    stage.measure_gone("hi", foreign=40.0)
+    stage.at(2.0, foreign=40.0)
+    assert stage.leases["bg"].end_reason is EndReason.PREEMPTED
+    assert (stage.leases["no"].alive, stage.let_off("no"), stage.open) == (True, True, False)
+    stage.at(4.0, foreign=40.0)
+    assert stage.leases["no"].alive
 
 
 def test_nobody_else_goes_while_the_bytes_of_the_ended_are_on_their_way(desk: Desk) -> None:

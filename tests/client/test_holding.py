@@ -202,6 +202,35 @@ def test_report_gathers_within_bounds() -> None:
     assert "299" in report.reclaim_acks
 
 
+def test_a_reclaim_that_is_done_stays_done() -> None:
+    reclaim = directive.Reclaim(reclaim_id="r", memory_bytes=8, kv_tokens=0, grace=2.0, level=ReclaimLevel.SOFT)
+    report = reports.begun(reclaim, "4B", 1.5)
+    report.add(reports.freed(reclaim, 6, 0, done=True))
+    report.add(reports.begun(reclaim, None, None))
+    (ack,) = report.message("l1", 1, 7).reclaim_acks
+    assert (ack.will_free_bytes, ack.freed_bytes, ack.done) == (8, 6, True)
+    assert (ack.eta.seconds, ack.eta.nanos) == (1, 500_000_000)
+
+
+def test_what_is_said_about_a_reclaim_overrides_what_applied_says_by_itself() -> None:
+    reclaim = directive.Reclaim(reclaim_id="r", memory_bytes=8, kv_tokens=0, grace=2.0, level=ReclaimLevel.SOFT)
+    ordered = Directive(lease_id="l1", revision=2, quality=1.0, memory_limit_bytes=9, reclaim=reclaim, epoch=7)
+    ack = arbiter_service_pb2.ReclaimAck(reclaim_id="r", freed_bytes=3)
+    said = reports.outcome(ordered, Outcome.APPLIED, used_memory_bytes=1, reclaim_acks=[ack])
+    assert said.reclaim_acks == {"r": ack}
+    assert reports.outcome(ordered, Outcome.DEFERRED, used_memory_bytes=1).reclaim_acks == {}
+
+
+def test_reports_about_a_reclaim_refuse_what_is_no_amount() -> None:
+    reclaim = directive.Reclaim(reclaim_id="r", memory_bytes=8, kv_tokens=0, grace=2.0, level=ReclaimLevel.SOFT)
+    with pytest.raises(ValueError, match="lots"):
+        reports.begun(reclaim, "lots", None)
+    with pytest.raises(ValueError, match="span of time"):
+        reports.begun(reclaim, None, -1.0)
+    with pytest.raises(ValueError, match="freed_tokens"):
+        reports.freed(reclaim, 1, -1, done=True)
+
+
 def test_report_message_leaves_out_an_outcome_of_another_epoch() -> None:
     report = reports.outcome(told(5), Outcome.REFUSED, achievable_quality=0.6, used_memory_bytes=3)
     same, other = (report.message("l1", 1, epoch) for epoch in (7, 8))

@@ -6,13 +6,18 @@ import grpc
 
 from arbiter.v1 import arbiter_service_pb2
 from arbiter_client import errors
-from arbiter_client.requests import Allocation, Return, Waiting
+from arbiter_client.preemption import Preemption
+from arbiter_client.requests import Allocation, Demand, Return, Waiting
 
 GONE = errors.ArbiterUnreachable.at("unix:/x")
 
 
 def allocation(request_id: str = "r", asked_at: float = 100.0) -> Allocation:
     return Allocation(arbiter_service_pb2.AllocateRequest(request_id=request_id), asked_at)
+
+
+def demand(request_id: str = "d", asked_at: float = 100.0) -> Demand:
+    return Demand(arbiter_service_pb2.RequestPreemptionRequest(request_id=request_id), asked_at)
 
 
 def test_begin_refuses_the_same_request_id_twice() -> None:
@@ -113,3 +118,48 @@ def test_nobody_is_told_twice_or_after_leaving() -> None:
     giving.deliver(already_released=True)
     assert asked.future.cancelled()
     assert giving.future.cancelled()
+
+
+def test_a_demand_is_ready_only_where_the_arbiter_is_known_to_listen() -> None:
+    waiting = Waiting(10.0)
+    asked = demand()
+    waiting.begin(asked)
+    assert waiting.ready(100.0, heard=False) == []
+    assert waiting.ready(100.0, heard=True) == [asked]
+    asked.sent_at = 100.0
+    assert waiting.ready(100.0, heard=True) == []
+
+
+def test_disconnected_fails_a_demand_that_was_sent_and_keeps_what_can_be_said_again() -> None:
+    waiting = Waiting(10.0)
+    sent, refused, never, lease = demand("sent"), demand("refused"), demand("never"), allocation()
+    for asked in (sent, refused, never, lease):
+        waiting.begin(asked)
+    sent.sent_at = refused.sent_at = lease.sent_at = 100.0
+    waiting.refused(refused, errors.Learning(), 101.0)
+    waiting.disconnected()
+    assert isinstance(sent.future.exception(), errors.ArbiterUnreachable)
+    assert list(waiting) == [refused, never, lease]
+
+
+def test_find_knows_a_request_by_its_future_until_it_is_done() -> None:
+    waiting = Waiting(10.0)
+    asked, other = demand(), allocation()
+    waiting.begin(asked)
+    waiting.begin(other)
+    assert waiting.find(asked.future) is asked
+    assert waiting.find(other.future) is other
+    waiting.done(asked)
+    assert waiting.find(asked.future) is None
+
+
+def test_whoever_was_told_something_is_told_nothing_else() -> None:
+    asked, giving = demand(), Return("l", 1, until=1.0)
+    asked.fail(GONE)
+    assert not asked.deliver(Preemption())
+    asked.fail(errors.Learning())
+    assert asked.future.exception() is GONE
+    giving.deliver(already_released=True)
+    giving.fail(GONE)
+    giving.deliver(already_released=False)
+    assert giving.future.result() is True

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 
 import pytest
 
 import arbiter_client
 from arbiter.v1 import lease_pb2
-from arbiter_client import errors
-from arbiter_client.testing import InMemoryArbiter
+from arbiter_client import Donation, Preemption, ReclaimLevel, errors
+from arbiter_client.testing import Acknowledged, InMemoryArbiter
 from tests.client.scripted_server import GUARD_S
 
 
@@ -33,6 +35,75 @@ def test_push_reaches_the_worker_and_its_answer_the_test() -> None:
             lease.refused(shown, achievable_quality=0.4)
             assert arbiter.applied(lease.lease_id, revision=later, timeout=GUARD_S).achievable_quality == 0.4
         assert arbiter.applied(lease.lease_id).outcome == "REFUSED"
+        assert not arbiter.state().leases
+
+
+def test_reclaim_reaches_the_worker_and_its_answers_the_test() -> None:
+    with (
+        InMemoryArbiter() as arbiter,
+        arbiter.blocking_client() as client,
+        client.lease("w", memory="2GiB", workload_type="llm") as lease,
+    ):
+        reclaim_id = arbiter.reclaim(lease.lease_id, memory_bytes="512MiB", grace=3.0)
+        arbiter.push(lease.lease_id, quality=0.5)
+        with pytest.raises(TimeoutError, match="begun"):
+            arbiter.acknowledged(lease.lease_id)
+        told = next(each for each in lease.directives(timeout=GUARD_S) if each.quality == 0.5)
+        assert told.reclaim is not None, "an open order is repeated"
+        assert (told.reclaim.reclaim_id, told.reclaim.memory_bytes, told.reclaim.grace) == (reclaim_id, 1 << 29, 3.0)
+        assert (told.memory_limit_bytes, told.reclaim.level) == (3 << 29, ReclaimLevel.SOFT)
+        lease.acknowledge(told.reclaim, will_free=7, eta=1.0)
+        begun = arbiter.acknowledged(lease.lease_id, timeout=GUARD_S)
+        assert begun == Acknowledged(reclaim_id=reclaim_id, will_free_bytes=7, eta=1.0)
+        with pytest.raises(TimeoutError, match="done"):
+            arbiter.acknowledged(lease.lease_id, done=True)
+        lease.applied(told, used_memory_bytes=3 << 29)
+        assert arbiter.acknowledged(lease.lease_id, done=True, timeout=GUARD_S).done
+        later = arbiter.push(lease.lease_id, quality=0.4)
+        assert next(each for each in lease.directives(timeout=GUARD_S) if each.revision == later).reclaim is None
+        with pytest.raises(ValueError, match="more than the memory limit"):
+            arbiter.reclaim(lease.lease_id, memory_bytes="2GiB")
+        with pytest.raises(ValueError, match="no open order"):
+            arbiter.cancel_reclaim(lease.lease_id)
+
+
+def test_cancel_reclaim_takes_the_order_back() -> None:
+    with (
+        InMemoryArbiter() as arbiter,
+        arbiter.blocking_client() as client,
+        client.lease("w", memory="2GiB", workload_type="llm") as lease,
+    ):
+        arbiter.reclaim(lease.lease_id, memory_bytes="1GiB")
+        updates = lease.directives(timeout=GUARD_S)
+        assert any(each.reclaim is not None for each in updates)
+        arbiter.cancel_reclaim(lease.lease_id)
+        assert next(updates).reclaim is None
+        assert lease.memory_limit_bytes == 1 << 30
+
+
+def test_preemptions_are_answered_as_the_test_says() -> None:
+    taken = Preemption(plan_id="p", donations=(Donation("d", "h", 5, 5, "CONFIRMED"),), confirmed_bytes=5)
+    with InMemoryArbiter() as arbiter, arbiter.blocking_client() as client:
+        arbiter.answer_next_preemption(taken)
+        with client.lease("w", memory=1, workload_type="llm") as lease:
+            assert lease.preempt(memory=5) == taken
+            with pytest.raises(errors.NoDonor):
+                lease.preempt(memory=5)
+        with pytest.raises(errors.NoDonor):
+            client.preempt(memory=5, device="memory")
+
+
+async def test_a_cancelled_task_leaves_an_in_memory_arbiter_in_order() -> None:
+    with InMemoryArbiter() as arbiter:
+        async with arbiter.client() as client:
+            for _ in range(20):
+                asking = asyncio.create_task(client.lease("w", memory=1, workload_type="llm").acquire())
+                await asyncio.sleep(0)
+                asking.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asking
+            async with client.lease("w", memory=1, workload_type="llm") as lease:
+                assert not lease.lost
         assert not arbiter.state().leases
 
 
