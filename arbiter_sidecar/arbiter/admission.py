@@ -14,7 +14,7 @@ from arbiter_sidecar.policy import publication, ranking
 from arbiter_sidecar.policy.publication import Published
 from arbiter_sidecar.policy.quality import Elastic
 from arbiter_sidecar.requests import AllocationRequest
-from arbiter_sidecar.types import DeviceId, EventKind, LeaseId
+from arbiter_sidecar.types import DeviceId, EventKind, LeaseId, Priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +123,8 @@ def admit(books: Books, now: float) -> None:
     """
     for device in books.devices.values():
         device.awaited, device.candidate = False, None
+    for waiter in books.queue:
+        waiter.closing = False
     heads: dict[DeviceId, Waiter] = {}
     for waiter in _ranked(books, now):
         if all(device.awaited for device in books.devices.values()):
@@ -145,8 +147,28 @@ def admit(books: Books, now: float) -> None:
             best = _await_turn(books, waiter, best, free, now)
             heads.setdefault(best.device.device_id, waiter)
             head = waiter
-        if head is not None and head.passed >= books.config.queue.backfill:
-            best.device.awaited = True
+        if head is not None:
+            best.device.awaited |= head.passed >= books.config.queue.backfill
+            head.closing = best.device.awaited
+
+
+def closed(books: Books, priority: Priority, now: float) -> set[DeviceId | None]:
+    """The devices on which a newcomer of this priority would be granted nothing: somebody before it waits for them."""
+    aging_s = books.config.queue.aging_s
+    pinned = _pinned(books)
+    return {
+        waiter.device_id
+        for waiter in books.queue
+        if waiter.closing
+        and (
+            waiter in pinned
+            or ranking.effective_tier(waiter.request.priority, since=waiter.since, now=now, aging_s=aging_s) >= priority
+        )
+    }
+
+
+def _pinned(books: Books) -> list[Waiter | None]:
+    return [device.plan.waiter for device in books.devices.values() if device.plan is not None]
 
 
 def _best(books: Books, free: list[Prospect], waiter: Waiter) -> Prospect | None:
@@ -160,7 +182,7 @@ def _best(books: Books, free: list[Prospect], waiter: Waiter) -> Prospect | None
 def _ranked(books: Books, now: float) -> list[Waiter]:
     """The waiting line with the next first. Whoever preempts for its place has it."""
     aging_s = books.config.queue.aging_s
-    pinned = [device.plan.waiter for device in books.devices.values() if device.plan is not None]
+    pinned = _pinned(books)
     rises = []
     for waiter in books.queue:
         rise = ranking.next_rise(waiter.request.priority, since=waiter.since, now=now, aging_s=aging_s)
@@ -195,10 +217,7 @@ def _await_turn(books: Books, waiter: Waiter, best: Prospect, free: list[Prospec
         waiter.reason = f"{device.plan.need_bytes} bytes are being taken from less important leases"
     elif best.feasible:
         _reserve_turn(device, waiter)
-        waiter.reason = (
-            f"{best.start_bytes} bytes at quality {best.quality:.2f} are planned, "
-            f"{max(0, device.available_bytes)} are free; lower targets are published and must be confirmed"
-        )
+        waiter.reason = _planned(best)
     else:
         waiter.reason = f"{best.short_bytes} bytes are missing even with every lease at its minimum quality"
     return best
@@ -210,6 +229,20 @@ def _preferred(free: list[Prospect], best: Prospect) -> list[Prospect]:
 
 def _preempts(books: Books, place: Prospect, waiter: Waiter, now: float) -> bool:
     return not place.frozen and preempting.for_waiter(books, place.device, waiter, place.short_bytes, now)
+
+
+def _planned(best: Prospect) -> str:
+    """What a request waits for that lower targets make room for."""
+    device = best.device
+    free = max(0, device.available_bytes)
+    plan = f"{best.start_bytes} bytes at quality {best.quality:.2f} are planned, {free} are free"
+    if any(lease.charged_bytes > lease.limit_bytes for lease in device.live.values()):
+        return f"{plan}; lower targets are published and must be confirmed"
+    if device.accounted_bytes > device.granted_bytes:
+        return (
+            f"{plan}; other leases use {device.accounted_bytes - device.granted_bytes} bytes more than they were told"
+        )
+    return f"{plan}; memory that ended leases still hold must be measured gone"
 
 
 def _reserve_turn(device: DeviceBook, waiter: Waiter) -> None:

@@ -193,9 +193,9 @@ class Books:
         mean = self.stats.kind(lease.request.workload)
         if mean is not None:
             mean.move(leases=-1, quality=-lease.quality, now=now)
-        if device.traceable(lease):
+        if device.watched(lease):
             self.later(lease.ended_at + device.rules.drain_grace_s, "alarm", lease)
-        else:
+        if not device.traceable(lease):
             self.later(device.lock_delay_ends(lease), "unlock", lease)
         self.pending.append(effects.Ended(lease))
         self.happened(EventKind.LEASE_ENDED, lease, reason=reason.name, residue_bytes=lease.residue_bytes)

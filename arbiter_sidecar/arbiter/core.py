@@ -171,9 +171,10 @@ class Arbiter:
         if self.books.draining:
             raise errors.ShuttingDown()
         able = admission.eligible(self.books, request)
-        open_to_all = [device for device in able if not device.awaited]
+        closed = admission.closed(self.books, request.priority, now)
+        open_to_it = [device for device in able if device.device_id not in closed]
         best = max(
-            (admission.prospect(self.books, device, request, now) for device in open_to_all or able),
+            (admission.prospect(self.books, device, request, now) for device in open_to_it or able),
             key=lambda each: each.rank,
         )
         if not best.feasible or best.frozen:
@@ -182,7 +183,7 @@ class Arbiter:
             device_id=best.device.device_id,
             quality=best.quality,
             memory_bytes=best.start_bytes,
-            fits=best.fits and not best.device.awaited,
+            fits=best.fits and best.device.device_id not in closed,
         )
 
     def preempt(self, asked: PreemptionRequest, now: float) -> Ticket:
@@ -393,7 +394,7 @@ class Arbiter:
         return device
 
     def _lease_errand(self, name: Errand, lease: Lease, now: float) -> None:
-        if name == "unlock":
+        if name == "unlock" and not self.books.device_of(lease).traceable(lease):
             self.books.bury(lease, now)
         elif name == "forgive":
             self._renewals.forgive(lease, now)

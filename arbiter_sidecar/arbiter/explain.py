@@ -131,6 +131,8 @@ def _quality(books: Books, found: Lease, now: float) -> Explanation:
         rule, why = "water_filling", f"{solution.reduction_bytes} bytes are taken from all by weight"
     if target > found.quality:
         why += f"; it was told less and rises to {target:.2f} in steps once that has held long enough"
+    if (over := found.accounted_bytes - found.charged_bytes) > 0:
+        why += f"; it uses {over} bytes more than it is charged, which are kept from others"
     findings = [
         ("priority", found.request.priority.name),
         ("weight", f"{shape.weight:g}"),

@@ -23,6 +23,8 @@ from arbiter_sidecar.types import DirectiveReason, EndReason, EventKind, LeaseId
 #: A donor that has not answered after this part of its grace, or this many seconds, is told that it is pressing.
 ANSWER_SHARE = 0.25
 ANSWER_S = 1.0
+#: One step of published quality.
+STEP = 1 / publication.GRID
 #: A plan ends after so many graces and the drain grace: two rounds of notices and the time until memory is gone.
 ROUNDS = 2
 
@@ -183,6 +185,9 @@ def _squeeze(device: DeviceBook, lease: Lease, amount: int) -> None:
     shape, limit = lease.elastic, lease.limit_bytes - amount
     exact = 1.0 - (shape.full_bytes - limit) / shape.slope if shape.slope > 0.0 else shape.min_quality
     allowed = publication.quantise(exact, minimum=shape.min_quality, maximum=shape.max_quality)
+    if shape.bytes_at(allowed) > limit:
+        # The noise that quantising tolerates is worth some bytes of a large lease.
+        allowed = publication.quantise(allowed - STEP, minimum=shape.min_quality, maximum=shape.max_quality)
     device.squeeze(lease, quality=min(allowed, lease.quality), limit_bytes=limit)
 
 
@@ -260,9 +265,8 @@ def press(books: Books, plan: Plan, now: float) -> None:
     """Tells the donors that have not answered that it is pressing."""
     for donation in plan.donations.values():
         lease = donation.lease
-        silent = not donation.acknowledged and lease.applied_revision < lease.revision
         due = donation.level is ReclaimLevel.SOFT and donation.asked_at + _pressing_s(plan) <= now
-        if lease.reclaim is donation and silent and due:
+        if lease.reclaim is donation and due and not donation.acknowledged:
             donation.level = ReclaimLevel.HARD
             books.announce(lease, DirectiveReason.PREEMPTION)
             books.happened(EventKind.RECLAIM_ESCALATED, lease, plan_id=plan.plan_id, reclaim_id=donation.reclaim_id)
@@ -301,8 +305,7 @@ def collect(books: Books, plan: Plan, now: float) -> None:
 
 def _call_in(books: Books, plan: Plan, donation: Donation, now: float) -> None:
     lease = donation.lease
-    answered = donation.acknowledged or lease.applied_revision >= lease.revision
-    if donation.whole or plan.machine or not answered:
+    if donation.whole or not donation.acknowledged:
         donation.outcome = DonationOutcome.REVOKED
         books.accounts.of(lease.request.namespace, lease.request.holder).floor_breaches += 1
         books.end(lease, EndReason.PREEMPTED, now)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.ledger.leases import Grave, Lease
+from arbiter_sidecar.ledger.plans import Donation
 from arbiter_sidecar.requests import Beat, Report
 from arbiter_sidecar.types import DeviceId, EndReason, EventKind, LeaseId, ReportOutcome, Verdict
 
@@ -166,16 +167,22 @@ class Renewals:
         for ack in report.reclaim_acks:
             if donation is None or ack.reclaim_id != donation.reclaim_id:
                 continue
-            if not donation.acknowledged:
-                donation.acknowledged = True
-                self._books.happened(EventKind.RECLAIM_ACKNOWLEDGED, lease, reclaim_id=ack.reclaim_id)
+            self._acknowledge(lease, donation)
             if ack.done and not donation.whole and lease.charged_bytes > lease.limit_bytes:
                 self._books.device_of(lease).charge(lease, lease.limit_bytes)
                 outcome.touched[lease.device_id] = None
 
+    def _acknowledge(self, lease: Lease, donation: Donation) -> None:
+        if not donation.acknowledged:
+            donation.acknowledged = True
+            self._books.happened(EventKind.RECLAIM_ACKNOWLEDGED, lease, reclaim_id=donation.reclaim_id)
+
     def _apply(self, lease: Lease, outcome: BeatOutcome) -> None:
         """The holder runs at what it was told: bytes above that are free, as far as they are not measured there."""
         books, device = self._books, self._books.device_of(lease)
+        if lease.reclaim is not None:
+            # Whoever applies what it was last told has answered, whatever it is told next.
+            self._acknowledge(lease, lease.reclaim)
         freed = lease.charged_bytes - lease.limit_bytes
         books.happened(
             EventKind.DIRECTIVE_APPLIED,
@@ -201,7 +208,7 @@ class Renewals:
         )
         if lease.reclaim is not None:
             # It has answered; at the deadline others are asked for what it did not give.
-            lease.reclaim.acknowledged = True
+            self._acknowledge(lease, lease.reclaim)
             return
         reachable = report.achievable_quality
         if reachable is None or reachable <= lease.quality or report.applied_revision != lease.revision:

@@ -26,7 +26,10 @@ def run(asked: str, service: str, timeout_s: float) -> int:
             )
             answer = check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
         except grpc.RpcError as error:
-            print(f"arbiter-sidecar: no answer from {target}: {_told(error)}", file=sys.stderr)
+            if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.NOT_FOUND:
+                print(f"arbiter-sidecar: {target} knows no service {service!r}", file=sys.stderr)
+            else:
+                print(f"arbiter-sidecar: no answer from {target}: {_told(error)}", file=sys.stderr)
             return 1
     state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     print(state)

@@ -258,9 +258,13 @@ class DeviceBook:
             self.foreign_bytes = self._unexplained(self.used_bytes)
             self.ceiling_bytes = min(self.ceiling_bytes, max(0, self.facts.capacity_bytes - self.foreign_bytes))
 
-    def traceable(self, lease: Lease) -> bool:
-        """Whether the bytes of this lease can be seen to go."""
+    def watched(self, lease: Lease) -> bool:
+        """Whether processes are known whose memory can be looked for here."""
         return self.attributes and bool(lease.request.processes)
+
+    def traceable(self, lease: Lease) -> bool:
+        """Whether the bytes of this lease can be seen to go: its processes have been read at least once."""
+        return self.attributes and lease.measured_bytes is not None
 
     def lock_delay_ends(self, lease: Lease) -> float:
         """When the bytes of an ended lease that cannot be traced count as gone."""

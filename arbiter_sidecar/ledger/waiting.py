@@ -24,10 +24,22 @@ class Waiter:
         device_id: The device it waits for at present.
         passed: How often others were let past it while it was the blocked head.
         reclaiming: Lower targets are published for it.
+        closing: Nobody who comes later in the line is granted anything on its device.
         reason: Why it waits, for people; empty: earlier requests come first.
     """
 
-    __slots__ = ("arrival", "deadline", "device_id", "passed", "reason", "reclaiming", "request", "since", "tickets")
+    __slots__ = (
+        "arrival",
+        "closing",
+        "deadline",
+        "device_id",
+        "passed",
+        "reason",
+        "reclaiming",
+        "request",
+        "since",
+        "tickets",
+    )
 
     def __init__(self, request: AllocationRequest, ticket: Ticket, now: float) -> None:
         self.arrival = 0
@@ -38,6 +50,7 @@ class Waiter:
         self.device_id: DeviceId | None = None
         self.passed = 0
         self.reclaiming = False
+        self.closing = False
         self.reason = ""
 
     @property

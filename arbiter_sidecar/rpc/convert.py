@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -139,6 +140,8 @@ def _pids(fields: Fields, message: pb.AllocateRequest) -> tuple[int, ...]:
         return ()
     for pid in message.pids:
         fields.integer("pids", pid, least=1, most=(1 << 31) - 1)
+        if pid == os.getpid():
+            fields.fault("pids", "names the arbiter itself")
     return tuple(dict.fromkeys(message.pids))
 
 

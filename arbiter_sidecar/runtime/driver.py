@@ -403,7 +403,7 @@ class Runtime:
 
     def _draining(self, book: DeviceBook) -> bool:
         since = self.clock.now() - EAGER_AFTER_END_S
-        return any(lease.ended_at > since and book.traceable(lease) for lease in book.ended.values())
+        return any(lease.ended_at > since and book.watched(lease) for lease in book.ended.values())
 
     def _sampled(self, sample: DeviceSample, taken_at: float) -> None:
         self._arbiter.observe(sample, taken_at, self.clock.now())

@@ -9,6 +9,7 @@ too early, when a ticket is lost, and when authority comes back from the dead.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,12 +20,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from arbiter_sidecar import errors
-from arbiter_sidecar.arbiter import effects
+from arbiter_sidecar.arbiter import PreemptionConfig, QueueConfig, effects
 from arbiter_sidecar.ledger.devices import DeviceRules
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.waiting import Waiter
+from arbiter_sidecar.policy import ranking
+from arbiter_sidecar.policy.preemption import Rules
 from arbiter_sidecar.policy.quality import QualityPolicy
-from arbiter_sidecar.requests import AllocationRequest
+from arbiter_sidecar.requests import AllocationRequest, PreemptionRequest, ReclaimAck
 from arbiter_sidecar.types import (
     DeviceId,
     EndReason,
@@ -35,7 +38,8 @@ from arbiter_sidecar.types import (
     Verdict,
     WorkloadType,
 )
-from tests.arbiter.desk import LINEAR, Desk, gib, wish
+from tests.arbiter.desk import LINEAR, Desk, gib, taking, wish
+from tests.arbiter.preemption_oracle import REVOKE_HOLD_S, SETTLE_S, Watch
 
 CARD, BOX = "gpu", "box"
 SIZES = {CARD: 16.0, BOX: 8.0}
@@ -59,6 +63,8 @@ PLACES: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("", ()),
 )
 GUARD_S = 5.5
+#: A shape that is cut off at a refused quality keeps its line but for the rounding of its ends.
+ROUNDING = 2
 
 
 @dataclass(slots=True)
@@ -105,6 +111,7 @@ class Machine(RuleBasedStateMachine):
         self.truths: dict[str, Truth] = {}
         self.waiting: dict[Ticket, float] = {}
         self.arrival: dict[Ticket, int] = {}
+        self.asked: dict[Ticket, tuple[AllocationRequest, float, str]] = {}
         self.closed: set[Ticket] = set()
         self.fences: dict[str, int] = {}
         self.sampled_at: float | None = None
@@ -118,18 +125,33 @@ class Machine(RuleBasedStateMachine):
         policy=st.sampled_from((QualityPolicy.ADAPTIVE, *QualityPolicy)),
         guarded=st.booleans(),
         crowd=st.lists(st.sampled_from((2.0, 6.0, 9.0, 12.0)), min_size=1, max_size=3),
+        line=st.sampled_from(((math.inf, 0), (4.0, 0), (4.0, 2))),
+        gap=st.sampled_from((2, 1)),
     )
-    def begin(self, policy: QualityPolicy, guarded: bool, crowd: list[float]) -> None:
+    def begin(
+        self, policy: QualityPolicy, guarded: bool, crowd: list[float], line: tuple[float, int], gap: int
+    ) -> None:
         """An arbiter with two devices, and some who hold leases on the card."""
         guard = GUARD_S if guarded else 0.0
-        self.desk = Desk(replace(LINEAR, policy=policy, pause_guard_s=guard, max_leases=12, max_waiting=4))
+        self.aging, self.backfill = line
+        self.watch = Watch(gap)
+        config = replace(
+            LINEAR,
+            policy=policy,
+            pause_guard_s=guard,
+            max_leases=12,
+            max_waiting=4,
+            queue=QueueConfig(aging_s=self.aging, backfill=self.backfill),
+            preemption=PreemptionConfig(rules=Rules(gap=gap, revoke_hold_s=REVOKE_HOLD_S), settle_s=SETTLE_S),
+        )
+        self.desk = Desk(config)
         self.guard = guard
         self.desk.card(SIZES[CARD], CARD)
         self.desk.box(SIZES[BOX], BOX)
         self.sampled_at = self.desk.now
         self.seen = len(self.desk.effects)
         for pid, size in enumerate(crowd, start=1):
-            self.want(wish("w", size, pids=(pid,), device=CARD, ttl=12.0, wait=20.0))
+            self.want(wish("w", size, pids=(pid,), device=CARD, ttl=12.0, wait=20.0, priority=Priority(pid)))
 
     # What callers do --------------------------------------------------------------------------------------------------
 
@@ -142,6 +164,7 @@ class Machine(RuleBasedStateMachine):
         wait=st.sampled_from((20.0, 0.0, 60.0)),
         life=st.sampled_from(((12.0, 0.0), (3.0, 0.0), (3.0, 20.0))),
         delivered=st.sampled_from((True, True, True, False)),
+        rights=st.sampled_from(((True, False), (True, True), (False, True))),
     )
     def allocate(
         self,
@@ -153,6 +176,7 @@ class Machine(RuleBasedStateMachine):
         wait: float,
         life: tuple[float, float],
         delivered: bool,
+        rights: tuple[bool, bool],
     ) -> None:
         """A request of any kind."""
         request = wish(
@@ -168,11 +192,15 @@ class Machine(RuleBasedStateMachine):
             wait=wait,
             ttl=life[0],
             window=life[1],
+            preemptible=rights[0],
+            may_preempt=rights[1],
         )
         self.want(request, delivered)
 
     def want(self, request: AllocationRequest, delivered: bool = True) -> None:
         """One request: a dry run before it leaves no trace, and an error changes nothing."""
+        due = self.desk.arbiter.next_deadline()
+        current = due is None or due > self.desk.now
         before = self.desk.picture()
         try:
             dry = self.desk.arbiter.dry_run(request, self.desk.now)
@@ -188,9 +216,12 @@ class Machine(RuleBasedStateMachine):
             return
         assert ticket not in self.arrival
         self.arrival[ticket] = ticket if joined is None else self.arrival[joined]
+        waiter = self.desk.books.queue.of(ticket)
+        name = waiter.name if waiter is not None else ""
+        self.asked[ticket] = (request, self.desk.now, name) if joined is None else self.asked[joined]
         self.waiting[ticket] = self.desk.now + request.wait_s
         self.look()
-        if known is None:
+        if known is None and current:
             assert (ticket in self.closed and ticket in self.granted) is (dry is not None and dry.fits)
         if delivered and ticket in self.granted:
             self.desk.arbiter.delivered(ticket)
@@ -229,12 +260,20 @@ class Machine(RuleBasedStateMachine):
         wrong_fence=st.sampled_from((False, False, False, True)),
         achievable=st.sampled_from((None, 0.35, 0.7, 0.95, 1.0)),
         busy=st.sampled_from((0.0, 0.0, 9.0)),
+        ack=st.sampled_from((None, None, False, True)),
     )
     def report(
-        self, choice: int, outcome: ReportOutcome, lie: int, wrong_fence: bool, achievable: float | None, busy: float
+        self,
+        choice: int,
+        outcome: ReportOutcome,
+        lie: int,
+        wrong_fence: bool,
+        achievable: float | None,
+        busy: float,
+        ack: bool | None,
     ) -> None:
         """A report, true or not."""
-        self.say(self.pick(choice), outcome, lie, wrong_fence, achievable, busy)
+        self.say(self.pick(choice), outcome, lie, wrong_fence, achievable, busy, ack)
 
     def say(
         self,
@@ -244,9 +283,13 @@ class Machine(RuleBasedStateMachine):
         wrong_fence: bool = False,
         achievable: float | None = None,
         busy: float = 0.0,
+        ack: bool | None = None,
     ) -> None:
         """One report, and what it means."""
         lease = truth.lease
+        order = lease.reclaim if ack is not None else None
+        acks = () if order is None else (ReclaimAck(reclaim_id=order.reclaim_id, done=bool(ack)),)
+        given = order is not None and ack is True and not order.whole
         dead, told, limit = self.dead(truth), lease.revision, lease.limit_bytes
         applied = lease.applied_revision
         result = self.desk.report(
@@ -256,13 +299,19 @@ class Machine(RuleBasedStateMachine):
             fence=lease.fence + wrong_fence,
             achievable=achievable,
             busy=busy,
+            acks=acks,
         )
         assert (result.verdict is Verdict.RENEWED) is not (dead or wrong_fence)
         if result.verdict is Verdict.RENEWED:
             self.heard(truth)
             if busy:
                 truth.quiet_until = max(truth.quiet_until, self.desk.now + busy)
-            if lie == 0 and told > applied and outcome in (ReportOutcome.APPLIED, ReportOutcome.NONE):
+            news = lie == 0 and told > applied
+            if order is not None or (news and outcome is not ReportOutcome.DEFERRED):
+                self.watch.answered(lease)
+            if given:
+                truth.promised = limit
+            if news and outcome in (ReportOutcome.APPLIED, ReportOutcome.NONE):
                 truth.promised, truth.over = limit, False
         self.look()
 
@@ -282,6 +331,46 @@ class Machine(RuleBasedStateMachine):
         assert not lease.alive
         self.look()
         assert self.desk.release(lease)
+
+    @rule(
+        choice=st.integers(-1, 5),
+        need=st.sampled_from((1.0, 3.0, 6.0, 12.0)),
+        priority=st.sampled_from((None, None, *Priority)),
+        partial=st.booleans(),
+        grace=st.sampled_from((2.0, 0.4)),
+    )
+    def preempt(self, choice: int, need: float, priority: Priority | None, partial: bool, grace: float) -> None:
+        """Somebody has memory taken from others: a lease, or a person."""
+        truths = list(self.truths.values())[-6:]
+        lease = truths[choice].lease if 0 <= choice < len(truths) else None
+        asked = taking(need, lease, priority, "" if lease is not None else CARD, partial, grace)
+        before = self.desk.picture()
+        try:
+            self.desk.arbiter.dry_preempt(asked, self.desk.now)
+        except errors.ArbiterError:
+            assert self.desk.picture() == before
+        assert self.desk.picture() == before
+        self.take(asked, before)
+
+    def take(self, asked: PreemptionRequest, before: bytes) -> None:
+        """One preemption; an error changes nothing."""
+        try:
+            ticket = self.desk.arbiter.preempt(asked, self.desk.now)
+        except errors.ArbiterError:
+            assert self.desk.picture() == before
+            return
+        self.desk.collect()
+        self.watch.tickets[ticket] = False
+        self.look()
+
+    @precondition(lambda self: bool(self.watch.tickets))
+    @rule(choice=st.integers(0, 3))
+    def withdraw(self, choice: int) -> None:
+        """The caller of a preemption goes away, whether it has its answer or not."""
+        ticket = list(self.watch.tickets)[-1 - choice % len(self.watch.tickets)]
+        self.desk.withdraw(ticket)
+        self.watch.tickets[ticket] |= ticket not in self.desk.closed
+        self.look()
 
     # What the machine does --------------------------------------------------------------------------------------------
 
@@ -313,7 +402,9 @@ class Machine(RuleBasedStateMachine):
         for _ in range(seconds):
             for truth in list(self.truths.values()):
                 if not self.dead(truth):
-                    self.say(truth)
+                    self.say(truth, ack=True)
+                if truth.lease.leaving and not ghosts:
+                    self.release(list(self.truths.values())[-6:].index(truth), False)
             self.measure([1.0] * len(PIDS), ghosts=ghosts)
             self.pass_time(1.0)
 
@@ -383,12 +474,17 @@ class Machine(RuleBasedStateMachine):
             for truth in self.truths.values():
                 truth.beat_at += seconds
                 truth.quiet_until += seconds
+            self.watch.delayed(seconds)
         self.desk.at(now)
         self.look()
         due = self.desk.arbiter.next_deadline()
         assert due is None or due > now
         assert all(not self.dead(truth) for truth in self.truths.values() if truth.residue is None)
         assert all(deadline > now for deadline in self.waiting.values() if deadline <= self.patience())
+        for device in self.desk.books.devices.values():
+            plan = device.plan
+            assert plan is None or plan.deadline > now
+            assert plan is None or plan.requester is None or plan.requester.deadline > now
 
     # The oracle -------------------------------------------------------------------------------------------------------
 
@@ -453,6 +549,12 @@ class Machine(RuleBasedStateMachine):
                 promised_on |= self.told(effect.lease)
             elif isinstance(effect, effects.Granted | effects.Refused):
                 self.answered(effect)
+            elif isinstance(effect, effects.Happened):
+                truth = self.truths.get(effect.lease_id)
+                charge = truth.charge if truth is not None else 0
+                self.watch.happened(effect, truth.lease if truth is not None else None, charge, self.desk.now)
+        for truth in self.truths.values():
+            self.watch.credited(truth.lease)
         for name in promised_on:
             self.had_room(name)
 
@@ -494,10 +596,19 @@ class Machine(RuleBasedStateMachine):
             assert int(effect.error.metadata()["waited_ms"]) > 0
 
     def in_turn(self, ticket: Ticket, name: str) -> None:
-        """Nobody who can go nowhere else is passed by a later request."""
+        """Nobody who can go nowhere else is passed by one of lower rank, unless others were made to go for that."""
+        asked, since, called = self.asked.get(ticket, (None, 0.0, ""))
+        if self.backfill or asked is None or called in self.watch.named:
+            return
+        mine = (-self.tier(asked.priority, since), self.arrival[ticket])
         for waiter in self.desk.books.queue:
-            if waiter.request.device_id == name:
-                assert self.arrival[ticket] < self.arrival[waiter.tickets[0]]
+            if waiter.request.device_id == name and waiter.name not in self.watch.named:
+                other = (-self.tier(waiter.request.priority, waiter.since), self.arrival[waiter.tickets[0]])
+                assert mine < other
+
+    def tier(self, priority: Priority, since: float) -> Priority:
+        """With which tier somebody counts by now."""
+        return ranking.effective_tier(priority, since=since, now=self.desk.now, aging_s=self.aging)
 
     def ended(self, lease: Lease) -> None:
         """An end: once, for a reason, not before its time; and not a byte comes free."""
@@ -508,6 +619,8 @@ class Machine(RuleBasedStateMachine):
             assert self.dead(truth), "no lease ends by time before its time"
         elif lease.end_reason is EndReason.ORPHANED:
             assert self.exited.issuperset(lease.request.pids)
+        elif lease.end_reason is EndReason.PREEMPTED:
+            self.watch.preempted(lease, self.desk.now)
         truth.residue = truth.charge
 
     def gone(self, lease: Lease) -> None:
@@ -515,7 +628,7 @@ class Machine(RuleBasedStateMachine):
         truth = self.truths[lease.lease_id]
         assert not truth.drained
         lost = lease.device_id == CARD and self.desk.device(CARD).lost
-        if lease.device_id == CARD and lease.request.pids and not lost:
+        if lease.measured_bytes is not None and not lost:
             assert len(truth.zeros) >= RULES.zero_samples
             assert truth.zeros[-1] - truth.zeros[0] >= RULES.zero_span_s
         elif not lost:
@@ -526,7 +639,7 @@ class Machine(RuleBasedStateMachine):
         """Whoever was promised something: with all that was promised, measured and foreign, it fits."""
         charges = sum(truth.charge for truth in self.truths.values() if truth.lease.device_id == name)
         foreign = self.foreign if name == CARD else 0
-        assert charges + foreign <= gib(SIZES[name])
+        assert charges + foreign + self.desk.device(name).earmarked_bytes <= gib(SIZES[name])
         if name == CARD:
             assert self.sampled_at is not None
             assert self.desk.now - self.sampled_at <= RULES.freeze_after_s, "nothing is promised blindly"
@@ -545,14 +658,20 @@ class Machine(RuleBasedStateMachine):
             assert lease.request.max_quality >= lease.quality
             if lease.alive:
                 assert lease.charged_bytes == truth.promised
-                assert lease.limit_bytes == lease.elastic.bytes_at(lease.quality)
+                assert lease.limit_bytes >= lease.elastic.bytes_at(lease.quality) - ROUNDING
+                assert lease.donated_at or lease.credit_bytes or lease.limit_bytes <= (
+                    lease.elastic.bytes_at(lease.quality)
+                )
         for name in SIZES:
             book = self.desk.device(name)
             mine = [truth for truth in self.truths.values() if truth.lease.device_id == name]
             assert book.residue_bytes == sum(truth.charge for truth in mine if truth.residue is not None)
             assert book.accounted_bytes == sum(truth.charge for truth in mine if truth.residue is None)
             assert len(queue) or not (book.awaited or book.candidate)
+            self.watch.followed(book, {truth.lease.lease_id: truth.charge for truth in mine})
             assert book.ceiling_bytes <= book.facts.capacity_bytes - book.foreign_bytes or book.ceiling_bytes == 0
+        self.watch.answers(self.desk)
+        assert all(waiter.passed <= self.backfill for waiter in queue)
         assert self.desk.books.revision >= self.revision
         self.revision = self.desk.books.revision
 

@@ -35,7 +35,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 
 def background(client: Client) -> LeaseRequest:
-    return client.lease("trainer", memory="4GiB", min_memory="1GiB", workload_type="other", priority="background")
+    return client.lease("trainer", memory="3GiB", min_memory="1GiB", workload_type="other", priority="background")
 
 
 def important(client: Client) -> LeaseRequest:
@@ -80,23 +80,27 @@ async def test_the_unimportant_shrinks_and_the_important_grows_by_it(running: Ru
 
 
 async def test_a_cancelled_preemption_lets_its_donor_off(running: Running) -> None:
-    async with arbiter_client.connect(running.address) as trainer, arbiter_client.connect(running.address) as chat:
-        async with background(trainer) as donor, important(chat) as lease:
-            updates = donor.directives()
-            assert (await anext(updates)).reclaim is None
-            asking = asyncio.create_task(lease.preempt(memory="1GiB"))
-            told = await asyncio.wait_for(anext(updates), GUARD_S)
-            assert told.reclaim is not None
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
-            async with asyncio.timeout(GUARD_S):
-                while (await anext(updates)).reclaim is not None:
-                    pass
-            assert not donor.lost
-            # Nothing of it is left in the way of the next one, but that the donor is spared for a moment.
-            with pytest.raises(errors.NoDonor, match="cooling_down"):
-                await lease.preempt(memory="1GiB")
+    async with (
+        arbiter_client.connect(running.address) as trainer,
+        arbiter_client.connect(running.address) as chat,
+        background(trainer) as donor,
+        important(chat) as lease,
+    ):
+        updates = donor.directives()
+        assert (await anext(updates)).reclaim is None
+        asking = asyncio.create_task(lease.preempt(memory="1GiB"))
+        told = await asyncio.wait_for(anext(updates), GUARD_S)
+        assert told.reclaim is not None
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        async with asyncio.timeout(GUARD_S):
+            while (await anext(updates)).reclaim is not None:
+                pass
+        assert not donor.lost
+        # Nothing of it is left in the way of the next one, but that the donor is spared for a moment.
+        with pytest.raises(errors.NoDonor, match="cooling_down"):
+            await lease.preempt(memory="1GiB")
 
 
 async def test_a_cancelled_allocation_does_not_wait_at_the_arbiter(running: Running) -> None:

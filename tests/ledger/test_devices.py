@@ -80,8 +80,11 @@ def test_sums_follow_the_leases() -> None:
 def test_attribution_says_what_can_be_seen(attribution: Attribution, measured: bool, attributes: bool) -> None:
     book = device(attribution)
     assert (book.measured, book.attributes) == (measured, attributes)
-    assert book.traceable(lease(1, A)) is attributes
-    assert not book.traceable(lease(1))
+    seen, unread = lease(1, A), lease(2, A)
+    seen.measured_bytes = 0
+    assert book.watched(seen) is book.traceable(seen) is book.watched(unread) is attributes
+    assert not book.traceable(unread)
+    assert not book.watched(lease(3))
     assert book.frozen(0.0) is measured
     assert book.health(0.0) is (DeviceHealth.UNKNOWN if measured else DeviceHealth.OK)
 

@@ -1,0 +1,132 @@
+"""What must hold of every preemption, whatever happens around it: kept in books of its own, from the outside only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from arbiter_sidecar.arbiter import effects
+from arbiter_sidecar.ledger.devices import DeviceBook
+from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.policy.preemption import COOLDOWN_S, DONATION_LIMIT, DONATION_WINDOW_S, SHRINK_HOLD_S
+from arbiter_sidecar.types import EventKind, Priority, Ticket
+from tests.arbiter.desk import Desk
+
+#: Leases are taken whole much sooner than they would be outside, so that it happens at all.
+REVOKE_HOLD_S = 3.0
+SETTLE_S = 4.0
+
+
+@dataclass(slots=True)
+class Order:
+    """One order to give memory back.
+
+    Attributes:
+        at: When it was sent.
+        plan_id: The preemption.
+        deadline: When it had to be obeyed.
+        whole: The lease as a whole was wanted.
+        machine: Nobody asked for it but the machine.
+        baseline: What was charged or measured when it was sent.
+        answered: The holder has answered.
+    """
+
+    at: float
+    plan_id: str
+    deadline: float
+    whole: bool
+    machine: bool
+    baseline: int
+    answered: bool = False
+
+
+@dataclass(slots=True)
+class Watch:
+    """Every order, credit and answer so far."""
+
+    gap: int
+    orders: dict[str, list[Order]] = field(default_factory=dict)
+    asked_by: dict[str, str] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
+    credits: dict[str, int] = field(default_factory=dict)
+    confirmed: dict[tuple[str, str], int] = field(default_factory=dict)
+    settled: dict[str, int] = field(default_factory=dict)
+    closed_at: dict[str, float] = field(default_factory=dict)
+    tickets: dict[Ticket, bool] = field(default_factory=dict)
+    pressed: int = 0
+
+    def happened(self, event: effects.Happened, lease: Lease | None, charge: int, now: float) -> None:
+        """One event of a preemption; ``lease`` is the one it names and ``charge`` what is left alone for its sake."""
+        plan_id = event.fields.get("plan_id", "")
+        if event.kind is EventKind.PREEMPTION_PLANNED:
+            self.asked_by[plan_id] = event.fields["priority"]
+            self.named.add(event.request_id)
+        elif event.kind is EventKind.RECLAIM_REQUESTED:
+            assert lease is not None
+            self._order(event, lease, charge, plan_id, now)
+        elif event.kind is EventKind.PREEMPTION_SETTLED:
+            self.closed_at[plan_id] = now
+            if event.fields["outcome"] == "enough" and event.lease_id:
+                gained = min(int(event.fields["confirmed_bytes"]), int(event.fields["need_bytes"]))
+                self.settled[event.lease_id] = self.settled.get(event.lease_id, 0) + gained
+
+    def _order(self, event: effects.Happened, lease: Lease, charge: int, plan_id: str, now: float) -> None:
+        asked_by, whole = self.asked_by[plan_id], event.fields["whole"] == "True"
+        earlier = self.orders.setdefault(lease.lease_id, [])
+        machine = asked_by == "machine"
+        if not machine:
+            assert Priority[asked_by] - lease.request.priority >= self.gap
+            assert now - lease.created_at >= (REVOKE_HOLD_S if whole else SHRINK_HOLD_S)
+            assert sum(now - each.at < DONATION_WINDOW_S for each in earlier) < DONATION_LIMIT
+            spared = [self.closed_at[each.plan_id] for each in earlier if each.plan_id in self.closed_at]
+            assert all(now >= moment + COOLDOWN_S for moment in spared[-1:])
+        if earlier and earlier[-1].plan_id == plan_id:
+            charge = earlier[-1].baseline
+        deadline = now + float(event.fields["grace_s"])
+        if whole:
+            charge = min(charge, int(event.fields["memory_bytes"]))
+        earlier.append(Order(now, plan_id, deadline, whole, machine, charge))
+
+    def answered(self, lease: Lease) -> None:
+        """A holder answers what it was asked last, or does what it was told last."""
+        for order in self.orders.get(lease.lease_id, [])[-1:]:
+            order.answered = True
+
+    def preempted(self, lease: Lease, now: float) -> None:
+        """A lease was revoked: for an order whose time was up, because it was silent or wanted whole."""
+        order = self.orders[lease.lease_id][-1]
+        assert order.deadline <= now
+        assert order.whole or not order.answered
+
+    def delayed(self, seconds: float) -> None:
+        """The arbiter was away: every deadline moved."""
+        for orders in self.orders.values():
+            for order in orders:
+                order.deadline += seconds
+
+    def credited(self, lease: Lease) -> None:
+        """What a lease has gained is what was confirmed for it, or less."""
+        before = self.credits.get(lease.lease_id, 0)
+        assert before <= lease.credit_bytes <= before + self.settled.pop(lease.lease_id, 0)
+        self.credits[lease.lease_id] = lease.credit_bytes
+
+    def followed(self, device: DeviceBook, charges: dict[str, int]) -> None:
+        """An open plan counts what the books show, and not a byte more."""
+        plan = device.plan
+        if plan is None:
+            return
+        for lease_id, donation in plan.donations.items():
+            key = (plan.plan_id, lease_id)
+            assert 0 <= donation.confirmed_bytes <= donation.planned_bytes
+            if donation.confirmed_bytes > self.confirmed.get(key, 0):
+                self.confirmed[key] = donation.confirmed_bytes
+                assert donation.confirmed_bytes <= self.orders[lease_id][-1].baseline - charges[lease_id]
+        kept = plan.confirmed_bytes if plan.requester is not None else 0
+        assert device.earmarked_bytes == kept
+        assert plan.requester is None or plan.requester.alive
+
+    def answers(self, desk: Desk) -> None:
+        """Every caller of a preemption has one answer, waits, or has gone."""
+        open_plans = [device.plan for device in desk.books.devices.values() if device.plan is not None]
+        for ticket, gone in self.tickets.items():
+            waits = any(ticket in plan.tickets for plan in open_plans)
+            assert (ticket in desk.closed) + waits + gone == 1
