@@ -470,6 +470,7 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         """What is due by then is done, however long the arbiter was away."""
         now = self.desk.now + seconds
+        seconds = now - self.desk.now
         if self.guard and seconds > self.guard and any(truth.residue is None for truth in self.truths.values()):
             for truth in self.truths.values():
                 truth.beat_at += seconds
@@ -659,8 +660,10 @@ class Machine(RuleBasedStateMachine):
             if lease.alive:
                 assert lease.charged_bytes == truth.promised
                 assert lease.limit_bytes >= lease.elastic.bytes_at(lease.quality) - ROUNDING
-                assert lease.donated_at or lease.credit_bytes or lease.limit_bytes <= (
-                    lease.elastic.bytes_at(lease.quality)
+                assert (
+                    lease.donated_at
+                    or lease.credit_bytes
+                    or lease.limit_bytes <= (lease.elastic.bytes_at(lease.quality))
                 )
         for name in SIZES:
             book = self.desk.device(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from typing import TYPE_CHECKING
 
 import grpc
@@ -12,6 +13,8 @@ import pytest
 from arbiter.v1 import arbiter_service_pb2, lease_pb2
 from arbiter_client import Donation, Preemption, RejectedDonor, cli, preemption, tables, terms
 from tests.client import scripted_server
+from tests.client.scripted_server import GUARD_S
+from tests.client.test_cli import start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,6 +155,18 @@ def test_too_little_in_time_is_a_refusal(server: ScriptedServer, capsys: pytest.
     assert streams.out == ""
     assert "priority gap" in streams.err
     assert "no_donor [NO_DONOR]" in streams.err
+
+
+def test_ctrl_c_ends_it_quietly_and_asks_for_nothing_more(server: ScriptedServer) -> None:
+    server.script.holds_preemptions = True
+    # Tests that run in the background ignore the signal, and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = start(server, *ASK, "--yes")
+    signal.signal(signal.SIGINT, before)
+    server.wait(lambda: len(server.preemptions) == 2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=GUARD_S)
+    assert (out, err, process.returncode) == ("", "", 130)
 
 
 @pytest.mark.parametrize(

@@ -163,3 +163,18 @@ def test_whoever_was_told_something_is_told_nothing_else() -> None:
     giving.fail(GONE)
     giving.deliver(already_released=False)
     assert giving.future.result() is True
+
+
+def test_new_connection_does_not_restart_the_wait() -> None:
+    wish = arbiter_service_pb2.AllocateRequest(holder="worker")
+    wish.wait_timeout.FromSeconds(80)
+    asked = Allocation(wish, asked_at=100.0)
+    assert asked.message(100.0).wait_timeout.ToMilliseconds() == 80_000
+    assert asked.message(130.5).wait_timeout.ToMilliseconds() == 49_500
+    assert asked.message(200.0).wait_timeout.ToMilliseconds() == 0
+    assert wish.wait_timeout.ToMilliseconds() == 80_000
+
+
+def test_wait_is_left_to_the_server_when_the_worker_names_none() -> None:
+    wish = arbiter_service_pb2.AllocateRequest(holder="worker")
+    assert not Allocation(wish, asked_at=100.0).message(150.0).HasField("wait_timeout")

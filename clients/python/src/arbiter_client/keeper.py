@@ -248,7 +248,7 @@ class Keeper:
         asked.retry_at = None
         asked.sent_at = self._clock()
         if isinstance(asked, requests.Allocation):
-            message = arbiter_service_pb2.SessionRequest(allocate=asked.request)
+            message = arbiter_service_pb2.SessionRequest(allocate=asked.message(asked.sent_at))
         else:
             message = arbiter_service_pb2.SessionRequest(request_preemption=asked.request)
         self._session.send(asked, message)

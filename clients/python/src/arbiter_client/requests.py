@@ -66,9 +66,19 @@ class Asked(Generic[Request, Answer]):
 
 
 class Allocation(Asked[arbiter_service_pb2.AllocateRequest, Holding]):
-    """A lease that was asked for; sent again unchanged, so that its id makes the repetition safe."""
+    """A lease that was asked for; its id makes sending it again safe."""
 
     __slots__ = ()
+
+    def message(self, now: float) -> arbiter_service_pb2.AllocateRequest:
+        """The request with what is left of the time the worker is ready to wait; a new connection does not restart it."""
+        if not self.request.HasField("wait_timeout"):
+            return self.request
+        left = self.request.wait_timeout.ToNanoseconds() / 1e9 - (now - self.asked_at)
+        message = arbiter_service_pb2.AllocateRequest()
+        message.CopyFrom(self.request)
+        message.wait_timeout.FromNanoseconds(round(max(0.0, left) * 1e9))
+        return message
 
 
 class Demand(Asked[arbiter_service_pb2.RequestPreemptionRequest, Preemption]):
