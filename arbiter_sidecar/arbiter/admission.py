@@ -236,13 +236,12 @@ def _planned(best: Prospect) -> str:
     device = best.device
     free = max(0, device.available_bytes)
     plan = f"{best.start_bytes} bytes at quality {best.quality:.2f} are planned, {free} are free"
-    if any(lease.charged_bytes > lease.limit_bytes for lease in device.live.values()):
-        return f"{plan}; lower targets are published and must be confirmed"
-    if device.accounted_bytes > device.granted_bytes:
-        return (
-            f"{plan}; other leases use {device.accounted_bytes - device.granted_bytes} bytes more than they were told"
-        )
-    return f"{plan}; memory that ended leases still hold must be measured gone"
+    over = device.accounted_bytes - device.granted_bytes
+    if over and best.start_bytes <= device.available_bytes + over:
+        return f"{plan}; other leases use {over} bytes more than they were told"
+    if device.residue_bytes and best.start_bytes <= device.available_bytes + over + device.residue_bytes:
+        return f"{plan}; memory that ended leases still hold must be measured gone"
+    return f"{plan}; lower targets are published and must be confirmed"
 
 
 def _reserve_turn(device: DeviceBook, waiter: Waiter) -> None:

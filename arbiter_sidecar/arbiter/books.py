@@ -24,8 +24,8 @@ from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, EventKin
 #: Fences of one epoch start above those of the one before; so many leases fit into one epoch.
 FENCES_PER_EPOCH = 1 << 32
 
-#: What can be put on the agenda. Of a lease: look whether it still holds bytes after its end, let bytes go that cannot be
-#: traced, ask again for a quality that was refused, let others in when it has had time to start up. Of a preemption:
+#: What can be put on the agenda. Of a lease: look whether it still holds bytes after its end, let bytes go that cannot
+#: be traced, ask again for a quality that was refused, let others in when it has had time to start up. Of a preemption:
 #: press the silent, call in, end it.
 Errand = Literal["alarm", "unlock", "forgive", "unfence", "press", "collect", "close"]
 #: Failed requests whose reason is remembered for those who ask.

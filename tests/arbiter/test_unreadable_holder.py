@@ -1,4 +1,4 @@
-"""Processes that can be seen but not read: their bytes are held for the lock delay, and by measurement once that works."""
+"""Processes that are seen but cannot be read: held for the lock delay, or by measurement once that works."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 from arbiter.v1 import state_service_pb2, state_service_pb2_grpc
 from tests.rpc.served import Served
 
-#: A little more often than the server's bound would forbid; a server that forgot its bound ends it at the fifth ping or sooner.
+#: Just above the bound that the server sets; one that forgot to set it ends the connection at the fifth ping or sooner.
 PING_MS = 4_500
 PINGS = 8
 

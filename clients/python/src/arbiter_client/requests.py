@@ -71,7 +71,7 @@ class Allocation(Asked[arbiter_service_pb2.AllocateRequest, Holding]):
     __slots__ = ()
 
     def message(self, now: float) -> arbiter_service_pb2.AllocateRequest:
-        """The request with what is left of the time the worker is ready to wait; a new connection does not restart it."""
+        """The request with what is left of the time to wait: a new connection does not restart it."""
         if not self.request.HasField("wait_timeout"):
             return self.request
         left = self.request.wait_timeout.ToNanoseconds() / 1e9 - (now - self.asked_at)
