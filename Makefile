@@ -70,11 +70,12 @@ check: ## Check format, lint, types, floors, contract, stubs, container files an
 	@.ci/check
 
 .PHONY: format
-format: ## Bring Python and proto files into shape
+format: ## Bring Python, proto files and the table of settings into shape
 	@.ci/set-up dev
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 	@.venv/bin/buf format -w proto
+	@$(PY) .ci/configuration.py
 
 .PHONY: proto
 proto: ## Generate the committed stubs anew from proto/

@@ -132,6 +132,8 @@ def _ask(books: Books, plan: Plan, chosen: preemption.Plan, now: float) -> None:
     }
     for each in chosen.donations:
         lease = device.lease(each.lease_id)
+        # One that is asked for more keeps its donation, which must not change while it counts.
+        device.demand(lease, None)
         donation = _order(plan, lease, each, now)
         device.demand(lease, donation)
         if not each.whole:
@@ -352,6 +354,8 @@ def close(books: Books, plan: Plan, now: float, *, withdrawn: errors.ArbiterErro
         plan_id=plan.plan_id,
         need_bytes=plan.need_bytes,
         confirmed_bytes=confirmed,
+        credited_bytes=got if enough and plan.requester is not None else 0,
+        memory_limit_bytes=plan.requester.limit_bytes if plan.requester is not None else 0,
         outcome="withdrawn" if withdrawn is not None else "enough" if enough else "too_little",
     )
 
@@ -359,15 +363,12 @@ def close(books: Books, plan: Plan, now: float, *, withdrawn: errors.ArbiterErro
 def _finish(books: Books, donation: Donation, now: float) -> None:
     """The plan is over for a donor: whoever has not given all that was asked need not any more."""
     lease = donation.lease
-    if donation.outcome is DonationOutcome.OPEN:
-        if donation.short_bytes == 0:
-            donation.outcome = DonationOutcome.CONFIRMED
-        elif lease.alive:
-            donation.outcome = DonationOutcome.CANCELLED
-            books.pending.append(effects.ReclaimCancelled(lease, donation.reclaim_id))
-        else:
-            # It went by itself, and its memory is not all gone yet.
-            donation.outcome = DonationOutcome.PARTIAL
+    if donation.outcome is DonationOutcome.OPEN and lease.alive:
+        donation.outcome = DonationOutcome.CANCELLED
+        books.pending.append(effects.ReclaimCancelled(lease, donation.reclaim_id))
+    elif donation.outcome is DonationOutcome.OPEN:
+        # It went by itself, and its memory is not all gone yet.
+        donation.outcome = DonationOutcome.PARTIAL
     _let_off(books, donation, now)
 
 

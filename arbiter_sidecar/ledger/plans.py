@@ -174,7 +174,3 @@ class Plan:
         for donation in self.donations.values():
             donation.asked_at += seconds
             donation.deadline += seconds
-
-    def observe(self) -> int:
-        """Takes in what the books show now; returns the bytes confirmed since the last look."""
-        return sum(donation.observe() for donation in self.donations.values())

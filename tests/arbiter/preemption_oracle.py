@@ -66,7 +66,8 @@ class Watch:
         elif event.kind is EventKind.PREEMPTION_SETTLED:
             self.closed_at[plan_id] = now
             if event.fields["outcome"] == "enough" and event.lease_id:
-                gained = min(int(event.fields["confirmed_bytes"]), int(event.fields["need_bytes"]))
+                gained = int(event.fields["credited_bytes"])
+                assert gained <= min(int(event.fields["confirmed_bytes"]), int(event.fields["need_bytes"]))
                 self.settled[event.lease_id] = self.settled.get(event.lease_id, 0) + gained
 
     def _order(self, event: effects.Happened, lease: Lease, charge: int, plan_id: str, now: float) -> None:
@@ -79,10 +80,11 @@ class Watch:
             assert sum(now - each.at < DONATION_WINDOW_S for each in earlier) < DONATION_LIMIT
             spared = [self.closed_at[each.plan_id] for each in earlier if each.plan_id in self.closed_at]
             assert all(now >= moment + COOLDOWN_S for moment in spared[-1:])
-        if earlier and earlier[-1].plan_id == plan_id:
-            charge = earlier[-1].baseline
         deadline = now + float(event.fields["grace_s"])
-        if whole:
+        if earlier and earlier[-1].plan_id == plan_id:
+            # It is asked for more: what it has given so far counts on.
+            charge = earlier[-1].baseline
+        elif whole:
             charge = min(charge, int(event.fields["memory_bytes"]))
         earlier.append(Order(now, plan_id, deadline, whole, machine, charge))
 

@@ -32,7 +32,7 @@ def files() -> Iterator[Path]:
     for folder, folders, names in os.walk(ROOT):
         folders[:] = sorted(name for name in folders if name not in _BUILT and not name.endswith(".egg-info"))
         for name in sorted(names):
-            if not name.startswith(".coverage") and not name.endswith(".pyc"):
+            if name != ".git" and not name.startswith(".coverage") and not name.endswith(".pyc"):
                 yield Path(folder, name)
 
 

@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests import running
-from tests.contracts import checkout
+from tests.contracts import readme
 
 _GRPCURL = Path(sys.executable).with_name("grpcurl")
-#: What the README's paths begin with.
-_TYPED = "/tmp/arbiter"
 _GUARD_S = 60
 #: What differs from run to run; the others must be as printed.
-_VARYING = frozenset({"create_time", "expire_time", "fence", "handle", "lease_id", "waited"})
+_VARYING = frozenset({"create_time", "expire_time", "fence", "handle", "lease_id", "revision", "waited"})
 #: What later commands repeat from earlier answers.
 _REPEATED = ("lease_id", "fence")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A command of the transcript and what it prints."""
-
-    command: str
-    output: str
-
-    @property
-    def words(self) -> list[str]:
-        """The command as a shell would split it."""
-        return shlex.split(self.command)
-
-
-def _steps() -> list[Step]:
-    text = (checkout.ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    found = []
-    for block in blocks:
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            match = re.match(r"((?:.*\\\n)*.*)\n?", part)
-            assert match is not None
-            found.append(Step(match.group(1).replace("\\\n", " "), part[match.end() :].strip()))
-    return found
 
 
 def _messages(text: str) -> Iterator[Json]:
@@ -82,7 +52,7 @@ def _same(printed: Json, real: Json, learnt: dict[str, str], where: str = "") ->
         assert printed == real, where
 
 
-def _compare(step: Step, real: str, learnt: dict[str, str]) -> None:
+def _compare(step: readme.Step, real: str, learnt: dict[str, str]) -> None:
     if not step.output.startswith("{"):
         assert real.strip() == step.output
         return
@@ -107,22 +77,20 @@ def _first_message(stream: subprocess.Popen[str]) -> str:
 def test_readme_transcript_happens(tmp_path: Path) -> None:
     learnt: dict[str, str] = {}
 
-    def ready(step: Step) -> list[str]:
-        words = [word.replace(_TYPED, str(tmp_path / "arbiter")) for word in step.words]
+    def ready(step: readme.Step) -> list[str]:
+        words = [readme.moved(word, tmp_path) for word in step.words]
         for printed, real in learnt.items():
             words = [word.replace(printed, real) for word in words]
         return words
 
-    serve, *steps = _steps()
-    assert Path(serve.words[0]).name == "arbiter-sidecar"
+    steps = readme.steps("grpcurl")
     assert {"list", "describe"} <= {word for step in steps for word in step.words}
     asked = {step.words[-1].rpartition("/")[2] for step in steps}
     assert {"Allocate", "StreamQuality", "Release"} <= asked
-    streams: list[tuple[Step, subprocess.Popen[str], str]] = []
-    with running.started([sys.executable, "-m", "arbiter_sidecar", *ready(serve)[1:]]):
+    streams: list[tuple[readme.Step, subprocess.Popen[str], str]] = []
+    with running.started([sys.executable, "-m", "arbiter_sidecar", *ready(readme.serving())[1:]]):
         try:
             for step in steps:
-                assert Path(step.words[0]).name == "grpcurl"
                 command = [str(_GRPCURL), *ready(step)[1:]]
                 if step.words[-1].endswith("/StreamQuality"):
                     stream = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
