@@ -285,7 +285,9 @@ class Config:
     elasticity: Mapping[WorkloadType, float] = field(
         default_factory=lambda: dict(_ELASTICITY),
         metadata=_option(
-            "quality.elasticity", _by_type(_ELASTICITY), "memory shed between quality 1 and 0, by type, undeclared"
+            "quality.elasticity",
+            _by_type(_ELASTICITY),
+            "share of its memory that a lease without a declared minimum sheds from quality 1 to 0, by type",
         ),
     )
     ttl_default_s: float = field(

@@ -58,7 +58,7 @@ def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: 
     elastic = books.shape(request)
     short, start = 0, elastic.max_quality
     if not publishing.at_ease(books, device, elastic, now):
-        solution = publishing.solve(books, device, [elastic], now)
+        solution = publishing.solve(books, device, [elastic], now, leniently=True)
         short = solution.hard_deficit_bytes
         start = publication.quantise(solution.targets[-1], minimum=elastic.min_quality, maximum=elastic.max_quality)
     start_bytes = elastic.bytes_at(start)

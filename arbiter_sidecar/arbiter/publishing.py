@@ -13,12 +13,20 @@ from arbiter_sidecar.policy.quality import Elastic, Solution
 from arbiter_sidecar.types import DirectiveReason, EventKind
 
 
-def solve(books: Books, device: DeviceBook, newcomers: Sequence[Elastic], now: float) -> Solution:
-    """Everybody's target on a device, the newcomers' last."""
+def solve(
+    books: Books, device: DeviceBook, newcomers: Sequence[Elastic], now: float, *, leniently: bool = False
+) -> Solution:
+    """Everybody's target on a device, the newcomers' last.
+
+    Each promise is rounded up to a whole byte. ``leniently`` leaves room for that: else a lease could be told a
+    hundredth less for what rounding had added when somebody else has just gone.
+    """
+    shapes = [*(lease.elastic for lease in device.staying), *newcomers]
+    room = len(shapes) + len(device.ended) if leniently else 0
     return quality.solve(
-        [*(lease.elastic for lease in device.staying), *newcomers],
+        shapes,
         capacity_bytes=device.facts.capacity_bytes,
-        target_bytes=quality.target_bytes(device.facts.capacity_bytes, books.config.soft_target),
+        target_bytes=quality.target_bytes(device.facts.capacity_bytes, books.config.soft_target) + room,
         foreign_bytes=device.elsewhere_bytes(now),
     )
 
@@ -43,7 +51,7 @@ def publish(books: Books, device: DeviceBook, now: float) -> int:
     device.next_step, device.starved = None, False
     if device.below_best == 0 and at_ease(books, device, newcomer, now):
         return 0
-    solution = solve(books, device, [newcomer] if newcomer is not None else [], now)
+    solution = solve(books, device, [newcomer] if newcomer is not None else [], now, leniently=True)
     rising = []
     for lease, exact in zip(device.staying, solution.targets, strict=False):
         target = publication.quantise(exact, minimum=lease.elastic.min_quality, maximum=lease.elastic.max_quality)

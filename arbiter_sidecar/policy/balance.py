@@ -141,7 +141,7 @@ class TooSoon:
 
 
 @dataclass(frozen=True, slots=True)
-class InsufficientData:
+class TooFewSamples:
     """These shards, by name in pipeline order, have too few fresh samples; none at all when there is no shard."""
 
     missing: tuple[str, ...]
@@ -196,7 +196,7 @@ class Rebalance:
     estimated: tuple[str, ...]
 
 
-Decision = TooSoon | InsufficientData | Balanced | Rebalance | Infeasible
+Decision = TooSoon | TooFewSamples | Balanced | Rebalance | Infeasible
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +283,7 @@ def evaluate(
         return TooSoon(evaluated_at + settings.interval_s - now)
     shards = _in_order(shards)
     if not shards:
-        return InsufficientData(())
+        return TooFewSamples(())
     total = sum(shard.layers for shard in shards)
     failure = any(shard.state is ShardState.FAILED and shard.layers for shard in shards)
     costs = _costs(shards)
@@ -294,7 +294,7 @@ def evaluate(
     unsure = [shard for shard in shards if shard.cost_us is None or shard.fresh_samples < settings.min_samples]
     missing = tuple(shard.name for shard in unsure if shard.layers)
     if missing and not failure:
-        return InsufficientData(missing)
+        return TooFewSamples(missing)
     current = [shard.layers for shard in shards]
     best = _assign(stages, current, total, settings.objective)
     moved = sum(max(0, after - before) for before, after in zip(current, best, strict=True))

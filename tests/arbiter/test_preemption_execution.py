@@ -10,6 +10,7 @@ from arbiter_sidecar import errors
 from arbiter_sidecar.arbiter import effects
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.plans import DonationOutcome
+from arbiter_sidecar.requests import PreemptionRequest
 from arbiter_sidecar.types import DirectiveReason, EndReason, EventKind, Priority, ReclaimLevel, ReportOutcome
 from tests.arbiter.desk import LINEAR, Desk, DeskMaker, gib, qualities, taking, wish
 from tests.arbiter.preempting import BACKGROUND, CRITICAL, HIGH, NORMAL, Stage, requester, worked
@@ -398,6 +399,41 @@ def test_refused_target_keeps_what_preemption_added(desk: Desk) -> None:
     desk.at(60.0)
     assert lease.refused_floor is None
     assert (lease.elastic.full_bytes, lease.elastic.floor_bytes) == (gib(14), gib(6))
+
+
+def test_donor_that_gave_goes_whole_when_the_rest_cannot_be_shed(desk: Desk) -> None:
+    """The first of two sheds its part, the second dodges: all that is left is the rest of the first."""
+    stage = Stage(desk, size=200)
+    stage.hold("A", BACKGROUND, 30)
+    stage.hold("B", BACKGROUND, 40)
+    lease = requester(stage, HIGH)
+    stage.at(40.0)
+    ticket = desk.preempt(50, lease)
+    assert stage.orders() == "B30 A20"
+    stage.give("A")
+    desk.ack(stage.leases["B"], done=False)
+    stage.held["B"] -= 20.0
+    stage.measure()
+    desk.ack(stage.leases["B"])
+    assert stage.earmarked == 40.0
+    stage.at(42.0)
+    assert stage.orders() == "B30 A30!"
+    desk.release(stage.leases["A"])
+    stage.measure_gone("A")
+    assert desk.closed[ticket].error is None
+    assert lease.limit_bytes == gib(60)
+
+
+def test_quality_never_needs_more_than_the_limit_when_a_single_byte_is_taken(desk: Desk) -> None:
+    """On a lease this large one byte is less than the noise that quality tolerates."""
+    desk.box(10_000)
+    donor = desk.take(wish("donor", 4000, priority=BACKGROUND, min_quality=0.0, ttl=1000))
+    desk.at(2.0)
+    asked = PreemptionRequest(need_bytes=gib(2000) + 1, device_id="box", priority=HIGH)
+    desk.arbiter.preempt(asked, desk.now)
+    desk.collect()
+    assert donor.limit_bytes == gib(2000) - 1
+    assert (donor.quality, donor.elastic.bytes_at(donor.quality) <= donor.limit_bytes) == (0.49, True)
 
 
 # Whom nobody may take from --------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from arbiter_sidecar.policy import capacity, quality
-from arbiter_sidecar.types import GIB, PressureLevel, Priority, WorkloadType
+from arbiter_sidecar.policy import capacity, preemption, quality
+from arbiter_sidecar.types import GIB, LeaseId, PressureLevel, Priority, WorkloadType
 from tests.contracts import checkout
 
 _TYPES = {
@@ -91,3 +91,49 @@ def test_ceiling_is_what_the_table_says() -> None:
         measured = max(0, 36 * GIB - int(foreign.split()[0]) * GIB)
         ceiling = capacity.smooth_ceiling(ceiling, measured)
         assert ceiling / GIB == pytest.approx(float(re.split(r"[ ,]", result)[0]), abs=1e-6), step
+
+
+_SHEDDING = "donors: A BACKGROUND 20, B BACKGROUND 50, C LOW 30, D NORMAL 100, E HIGH 100"
+_ENDING = "donors: A BACKGROUND 20 of 60, B LOW 10 of 30, C NORMAL 15 of 80"
+#: When the plans of the tables are made; everybody has been held for long.
+_NOW = 1000.0
+
+
+def _donors(heading: str, tired: set[str]) -> list[preemption.Candidate]:
+    return [
+        preemption.Candidate(
+            lease_id=LeaseId(name),
+            priority=Priority[priority],
+            granted_at=0.0,
+            shrinkable=int(sheds),
+            whole=int(whole or 0),
+            donated_at=(_NOW - 2.0, _NOW - 1.0) if name in tired else (),
+        )
+        for name, priority, sheds, whole in re.findall(r"(\w) ([A-Z]+) (\d+)(?: of (\d+))?", heading)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("heading", "row"),
+    [(heading, row) for heading in (_SHEDDING, _ENDING) for row in _table(heading)],
+    ids=lambda each: each[0] if isinstance(each, list) else "",
+)
+def test_donors_are_what_the_table_says(heading: str, row: list[str]) -> None:
+    asked, result = row
+    match = re.match(r"(\w+) needs (\d+)", asked)
+    assert match is not None
+    who, need = match.groups()
+    chosen = preemption.plan(
+        _donors(heading, set(re.findall(r"(\w) gave twice", asked))),
+        int(need),
+        requester=None if who == "machine" else preemption.Requester(priority=Priority[who]),
+        now=_NOW,
+        allow_partial="a part is welcome" in asked,
+    )
+    gifts = [f"{each.lease_id} {'whole' if each.whole else each.amount}" for each in chosen.donations]
+    refused = re.match(r"refused, (\d+) could be had", result)
+    assert chosen.refused is (refused is not None)
+    if refused is not None:
+        assert chosen.available == int(refused.group(1))
+    else:
+        assert sorted(gifts) == sorted(result.partition(":")[0].split(", "))

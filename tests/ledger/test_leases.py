@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from typing import TYPE_CHECKING
+
+from hypothesis import given
 from hypothesis import strategies as st
 
-from arbiter_sidecar.ledger.leases import MAX_GRAVES, SPARE_ENTRIES, Lease, LeaseBook
+from arbiter_sidecar.ledger import leases
+from arbiter_sidecar.ledger.leases import SPARE_ENTRIES, Lease, LeaseBook
 from arbiter_sidecar.requests import AllocationRequest
 from arbiter_sidecar.types import DeviceId, EndReason, LeaseId, LeaseState, Process, WorkloadType
+from tests.thorough import examples
+
+if TYPE_CHECKING:
+    import pytest
 
 BOX = DeviceId("box")
 A, B = Process(1, 10), Process(2, 20)
@@ -81,9 +88,10 @@ def test_graves_are_cleared_when_they_are_old() -> None:
     assert book.grave_by_handle(0) is None
 
 
-def test_graves_are_bounded_in_number() -> None:
+def test_graves_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "MAX_GRAVES", 20)
     book = LeaseBook(first_fence=0)
-    for number in range(MAX_GRAVES + 2):
+    for number in range(22):
         each = lease(number, book=book)
         book.end(each, EndReason.RELEASED, 0.0)
         book.forget(each, 0.0)
@@ -164,7 +172,7 @@ def test_entries_of_the_ended_are_cleared_away() -> None:
     assert book.due(50.0) is lasting
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(
     st.lists(
         st.tuples(

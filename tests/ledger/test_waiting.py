@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.ledger.waiting import SPARE_DEADLINES, AdmissionQueue, Waiter
 from arbiter_sidecar.requests import AllocationRequest
 from arbiter_sidecar.types import Ticket, WorkloadType
+from tests.thorough import examples
 
 
 def waiter(ticket: int, *, wait: float = 10.0, now: float = 0.0, request_id: str = "") -> Waiter:
@@ -111,7 +112,7 @@ def test_deadlines_of_the_gone_are_cleared_away() -> None:
     assert queue.next_deadline() == 500.0
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(st.lists(st.tuples(st.sampled_from(("add", "join", "leave", "remove")), st.integers(0, 30)), max_size=40))
 def test_next_deadline_is_that_of_a_plain_list(steps: list[tuple[str, int]]) -> None:
     queue = AdmissionQueue()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.policy.attribution import Claim, attribute
 from arbiter_sidecar.types import Process
+from tests.thorough import examples
 
-SETTINGS = settings(max_examples=80, deadline=None, derandomize=True)
+SETTINGS = examples(80)
 A, B, C = (Process(pid=pid, start_time=100 + pid) for pid in (11, 12, 13))
 PROCESSES = st.sampled_from((A, B, C))
 CLAIMS = st.lists(

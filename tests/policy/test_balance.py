@@ -15,7 +15,6 @@ from arbiter_sidecar.policy.balance import (
     Cause,
     Decision,
     Infeasible,
-    InsufficientData,
     Objective,
     Rebalance,
     Settings,
@@ -23,6 +22,7 @@ from arbiter_sidecar.policy.balance import (
     ShardState,
     Shortage,
     Span,
+    TooFewSamples,
     TooSoon,
 )
 
@@ -224,8 +224,8 @@ def test_last_known_cost_is_used_and_named_when_a_shard_is_empty() -> None:
 def test_more_samples_are_awaited_when_a_shard_with_layers_has_too_few() -> None:
     group = shards((8, 10), (8, 100), (8, None))
     group[0] = replace(group[0], fresh_samples=99)
-    assert ask(group) == InsufficientData(("shard-0", "shard-2"))
-    assert ask([]) == InsufficientData(())
+    assert ask(group) == TooFewSamples(("shard-0", "shard-2"))
+    assert ask([]) == TooFewSamples(())
     assert layers(advice(group[:2], Settings(min_samples=99))) == [15, 1]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.policy import balance
@@ -21,11 +21,12 @@ from arbiter_sidecar.policy.balance import (
     Shard,
     ShardState,
 )
+from tests.thorough import examples
 
 from . import balance_oracle as oracle
 
 SEEDS = st.integers(min_value=0, max_value=2**32)
-MANY = settings(max_examples=150, deadline=None, derandomize=True)
+MANY = examples(150)
 EAGER = Settings(imbalance_threshold=1.0, min_speedup=1.0)
 """Suggests whatever is not worse, so that every optimum is seen."""
 

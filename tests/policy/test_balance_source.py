@@ -7,7 +7,7 @@ stage times are compared with the ideal, as exact numbers. Its threshold of 2 is
 from __future__ import annotations
 
 from arbiter_sidecar.policy import balance
-from arbiter_sidecar.policy.balance import Balanced, Decision, InsufficientData, Rebalance, Settings, Shard
+from arbiter_sidecar.policy.balance import Balanced, Decision, Rebalance, Settings, Shard, TooFewSamples
 
 
 def evaluate(min_samples: int, recorded: int, *facts: tuple[str, float]) -> Decision:
@@ -58,7 +58,7 @@ def test_rebalance_is_answered_when_one_is_a_hundred_times_slower() -> None:
 
 def test_insufficient_is_answered_when_samples_are_few() -> None:
     """Holds."""
-    assert evaluate(100, 10, ("a", 800.0), ("b", 8000.0)) == InsufficientData(("a", "b"))
+    assert evaluate(100, 10, ("a", 800.0), ("b", 8000.0)) == TooFewSamples(("a", "b"))
 
 
 def test_fast_shard_gets_more_when_one_is_ten_times_slower() -> None:

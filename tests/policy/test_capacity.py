@@ -5,16 +5,17 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.policy import capacity
 from arbiter_sidecar.types import GIB, MIB, PressureLevel
+from tests.thorough import examples
 
 from . import oracle
 from .scenarios import gib
 
-SETTINGS = settings(max_examples=80, deadline=None, derandomize=True)
+SETTINGS = examples(80)
 SIZES = st.integers(min_value=0, max_value=2**50)
 NEAR_BOUNDARIES = st.builds(int.__add__, st.sampled_from((500, 750, 900)), st.integers(min_value=-35, max_value=5))
 CARD = 36 * GIB

@@ -6,18 +6,19 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.policy import kv_budget
 from arbiter_sidecar.policy.kv_budget import Engine
 from arbiter_sidecar.types import LeaseId
+from tests.thorough import examples
 
 from . import kv_budget_oracle as oracle
 
 SEEDS = st.integers(min_value=0, max_value=2**32)
-MANY = settings(max_examples=150, deadline=None, derandomize=True)
-FEW = settings(max_examples=80, deadline=None, derandomize=True)
+MANY = examples(150)
+FEW = examples(80)
 
 
 def crowd(source: random.Random, *, most: int = 12) -> tuple[list[Engine], int, int]:

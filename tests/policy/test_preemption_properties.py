@@ -5,18 +5,19 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.policy import preemption
 from arbiter_sidecar.policy.preemption import Candidate, Requester, Rules
 from arbiter_sidecar.types import LeaseId, Priority
+from tests.thorough import examples
 
 from . import preemption_oracle
 
 NOW = 1000.0
 SEEDS = st.integers(min_value=0, max_value=2**32)
-MANY = settings(max_examples=150, deadline=None, derandomize=True)
+MANY = examples(150)
 
 
 def candidate(source: random.Random, name: int) -> Candidate:

@@ -6,13 +6,15 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.thorough import examples
 
 from .publisher_model import PublisherModel
 from .watcher import NOISE, assert_published, watch
 
-SETTINGS = settings(max_examples=80, deadline=None, derandomize=True)
+SETTINGS = examples(80)
 HUNDREDTHS = st.integers(min_value=0, max_value=100)
 WANDERING = st.sampled_from((60, 62, 70, 71, 90, 99, 100)) | HUNDREDTHS
 """Mostly high, so that climbs last long enough to be disturbed."""

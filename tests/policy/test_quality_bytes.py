@@ -5,11 +5,12 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.policy import quality
 from arbiter_sidecar.types import GIB, Priority, WorkloadType
+from tests.thorough import examples
 
 from .scenarios import Lease, Scenario, scenarios
 
@@ -26,7 +27,7 @@ PLAIN = {
     Priority.CRITICAL: 16,
 }
 
-SETTINGS = settings(max_examples=80, deadline=None, derandomize=True)
+SETTINGS = examples(80)
 SIZES = st.integers(min_value=1, max_value=2**50)
 QUALITIES = st.integers(min_value=0, max_value=100).map(lambda hundredths: hundredths / 100)
 

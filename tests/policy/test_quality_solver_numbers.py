@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.policy import quality
 from arbiter_sidecar.types import GIB, Priority, WorkloadType
+from tests.thorough import examples
 
 from .scenarios import Lease, Scenario, gib
 
@@ -190,7 +191,7 @@ def test_target_bytes_rounds_down_when_fraction_is_decimal(capacity: int, soft_t
     assert quality.target_bytes(capacity, soft_target) == expected
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(st.integers(min_value=0, max_value=2**47))
 def test_target_bytes_is_85_percent_when_not_configured(capacity: int) -> None:
     assert quality.target_bytes(capacity) == capacity * 85 // 100

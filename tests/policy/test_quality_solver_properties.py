@@ -9,13 +9,15 @@ from fractions import Fraction
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.thorough import examples
 
 from .scenarios import RELATIVE, Lease, Scenario, close, random_device, random_lease, scenarios, within
 
-FEW = settings(max_examples=50, deadline=None, derandomize=True)
-MANY = settings(max_examples=120, deadline=None, derandomize=True)
+FEW = examples(50)
+MANY = examples(120)
 
 
 def rises(before: tuple[float, ...], after: tuple[float, ...]) -> list[int]:

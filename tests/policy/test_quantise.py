@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.policy import publication
+from tests.thorough import examples
 
-SETTINGS = settings(max_examples=150, deadline=None, derandomize=True)
+SETTINGS = examples(150)
 FRACTIONS = st.floats(min_value=0.0, max_value=1.0)
 
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.policy import ranking
 from arbiter_sidecar.policy.ranking import Place, Turn
 from arbiter_sidecar.types import Priority
+from tests.thorough import examples
 
 BACKGROUND, LOW, NORMAL, HIGH, CRITICAL = Priority
 
@@ -65,7 +66,7 @@ def test_next_rise_is_when_the_tier_changes_when_it_does(
     assert ranking.next_rise(priority, since=100.0, now=now) == expected
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@examples(100)
 @given(
     st.sampled_from(list(Priority)),
     st.floats(min_value=0.0, max_value=1e9),

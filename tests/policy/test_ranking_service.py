@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiter_sidecar.types import Priority
+from tests.thorough import examples
 
 from .line_oracle import Job, Service
 
@@ -91,7 +92,7 @@ def test_aged_request_is_granted_when_its_tier_rises_above_a_strict_head() -> No
     assert (head.granted_at, patient.granted_at) == (None, 30.0)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@examples(40)
 @given(st.integers(min_value=0, max_value=2**32), st.integers(min_value=0, max_value=9))
 def test_nobody_starves_when_service_times_are_finite(seed: int, backfill: int) -> None:
     """Arrivals of every tier for two minutes, CRITICAL ones for half a minute: each request is granted."""
