@@ -101,7 +101,7 @@ def test_health_answers_with_its_exit_code(tmp_path: Path, capsys: pytest.Captur
             assert capsys.readouterr().out == "SERVING\n"
         assert cli.main(("health", "--address", server.address, "--service", "arbiter.v1.ArbiterService")) == 0
         assert cli.main(("health", "--address", server.address, "--service", "nobody")) == 1
-        assert "NOT_FOUND" in capsys.readouterr().err
+        assert "knows no service 'nobody'" in capsys.readouterr().err
     assert cli.main(("health", "--address", server.address, "--timeout", "0.2")) == 1
     assert "no answer from" in capsys.readouterr().err
 
