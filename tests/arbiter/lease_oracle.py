@@ -158,6 +158,9 @@ class Oracle:
                 self.watch.happened(effect, truth.lease if truth is not None else None, charge, self.desk.now)
         for truth in self.truths.values():
             self.watch.credited(truth.lease)
+        charges = {name: truth.charge for name, truth in self.truths.items()}
+        for name in SIZES:
+            self.watch.followed(self.desk.device(name), charges)
         for name in promised_on:
             self.had_room(name)
 
@@ -272,7 +275,6 @@ class Oracle:
             assert book.residue_bytes == sum(truth.charge for truth in mine if truth.residue is not None)
             assert book.accounted_bytes == sum(truth.charge for truth in mine if truth.residue is None)
             assert len(queue) or not (book.awaited or book.candidate)
-            self.watch.followed(book, {truth.lease.lease_id: truth.charge for truth in mine})
             assert book.ceiling_bytes <= book.facts.capacity_bytes - book.foreign_bytes or book.ceiling_bytes == 0
         self.watch.answers(self.desk)
         assert all(waiter.passed <= self.backfill for waiter in queue)
