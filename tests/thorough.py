@@ -10,7 +10,7 @@ import os
 from hypothesis import settings
 
 #: Share of the examples that tests name; the default keeps the pure core under five seconds.
-SHARE = float(os.environ.get("ARBITER_TEST_EXAMPLES", "0.35"))
+SHARE = float(os.environ.get("ARBITER_TEST_EXAMPLES", "0.25"))
 #: Fewer find nothing.
 LEAST = 12
 

@@ -438,7 +438,7 @@ class Machine(RuleBasedStateMachine, Oracle):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=int(os.environ.get("ARBITER_STATEFUL_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("ARBITER_STATEFUL_EXAMPLES", "30")),
     stateful_step_count=int(os.environ.get("ARBITER_STATEFUL_STEPS", "40")),
     derandomize="ARBITER_STATEFUL_EXAMPLES" not in os.environ,
     deadline=None,
