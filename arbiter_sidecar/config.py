@@ -19,7 +19,7 @@ from arbiter_client.address import default_socket
 from arbiter_sidecar.policy import preemption, ranking
 from arbiter_sidecar.policy.capacity import parse_bytes
 from arbiter_sidecar.policy.quality import DEFAULT_ELASTICITY, DEFAULT_MIN_QUALITY, SOFT_TARGET, QualityPolicy
-from arbiter_sidecar.types import WorkloadType
+from arbiter_sidecar.types import MIB, WorkloadType
 
 #: A raw value: text from flags and the environment, a TOML value from the file.
 Raw = object
@@ -218,6 +218,12 @@ class Config:
         default_factory=default_state_dir,
         metadata=_option("server.state-dir", _path, "directory for what must survive a restart", metavar="DIR"),
     )
+    observe_only: bool = field(
+        default=False,
+        metadata=_option(
+            "server.observe-only", _switch, "decide and show everything, and do nothing to anybody", metavar="BOOL"
+        ),
+    )
     drain_timeout_s: float = field(
         default=20.0,
         metadata=_option(
@@ -359,6 +365,24 @@ class Config:
     preemption_cooldown_s: float = field(
         default=preemption.COOLDOWN_S,
         metadata=_option("preemption.cooldown", _seconds(), "peace after having given memory back", metavar="TIME"),
+    )
+    overuse_slack_bytes: int = field(
+        default=512 * MIB,
+        metadata=_option(
+            "overuse.slack", _size, "what a lease may be measured above what it leased before it counts", metavar="SIZE"
+        ),
+    )
+    overuse_patience_s: float = field(
+        default=10.0,
+        metadata=_option(
+            "overuse.patience", _seconds(), "from a lower quality to the order to give the excess back", metavar="TIME"
+        ),
+    )
+    overuse_revoke: bool = field(
+        default=True,
+        metadata=_option(
+            "overuse.revoke", _switch, "take the lease of a worker that does not give its excess back", metavar="BOOL"
+        ),
     )
     enforcer: bool = field(
         default=False,
@@ -518,5 +542,7 @@ def _across(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if config.devices == "static" and not config.static_devices:
         yield ("devices", "static_devices"), "devices.mode is static, but devices.static names no device"
+    if config.observe_only and config.enforcer:
+        yield ("observe_only", "enforcer"), "enforcer.enabled ends processes, which server.observe-only never does"
     if config.soft_target == 0.0:
         yield ("soft_target",), "quality.soft-target is 0, which would leave nothing to anybody"

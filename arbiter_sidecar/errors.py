@@ -13,6 +13,7 @@
     ├── DeviceNotFound          no such device
     ├── Fenced                  the fence is stale
     ├── NoDonor                 nobody may be preempted for it
+    ├── ObserveOnly             this server only watches
     ├── DeviceStale             the device cannot be measured
     ├── ShuttingDown            the server drains
     └── NotServed               this server does not do that
@@ -139,6 +140,13 @@ class NoDonor(ArbiterError):
 
     code = "FAILED_PRECONDITION"
     reason = "NO_DONOR"
+
+
+class ObserveOnly(ArbiterError):
+    """This server only observes and takes nothing from anybody; ask with dry_run to see who would give."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "OBSERVE_ONLY"
 
 
 class DeviceStale(ArbiterError):

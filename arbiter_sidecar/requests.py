@@ -91,14 +91,17 @@ class PreemptionRequest:
         need_bytes: How much, at least 1.
         allow_partial: Less is welcome.
         grace_s: Time from notice to deadline; ``None``: the configured one.
+        request_id: Makes a retry safe; empty for none.
     """
 
     need_bytes: int
     lease_id: str = ""
+    request_id: str = ""
     device_id: str = ""
     priority: Priority | None = None
     allow_partial: bool = False
-    grace_s: float | None = None
+    # What is left of the caller's deadline differs from try to try; a retry is the same request all the same.
+    grace_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,7 @@ class DirectiveReason(IntEnum):
     WORKER_REPORT = 6
     KV_BUDGET = 7
     SHARD_ASSIGNMENT = 8
+    OVERUSE = 9
 
 
 class ReportOutcome(IntEnum):
@@ -159,6 +160,11 @@ class EventKind(IntEnum):
     RECLAIM_ACKNOWLEDGED = 19
     RECLAIM_ESCALATED = 20
     PREEMPTION_SETTLED = 21
+    OVERUSE_FOUND = 23
+    OVERUSE_ENDED = 24
+    QUALITY_ADVISED = 25
+    GRANT_ADVISED = 26
+    PREEMPTION_ADVISED = 27
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Prospect:
         start_bytes: Bytes at that quality.
         short_bytes: What is missing even with everybody at the minimum; 0 when quality can make room.
         frozen: Whether too little is known of the device to grant anything on it.
-        starting: Who is starting up there and must not be disturbed; empty when nobody is.
+        starting: Why it must wait because of somebody's start-up; empty when it need not.
         fits: Whether it may have the bytes now.
     """
 
@@ -62,7 +62,7 @@ def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: 
         short = solution.hard_deficit_bytes
         start = publication.quantise(solution.targets[-1], minimum=elastic.min_quality, maximum=elastic.max_quality)
     start_bytes = elastic.bytes_at(start)
-    starter = device.fenced_by(now)
+    starting = _starting(device, request, now)
     return Prospect(
         device=device,
         elastic=elastic,
@@ -70,9 +70,20 @@ def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: 
         start_bytes=start_bytes,
         short_bytes=short,
         frozen=device.frozen(now),
-        starting=starter.request.holder if starter is not None else "",
-        fits=short == 0 and starter is None and device.fits(start_bytes, now),
+        starting=starting,
+        fits=short == 0 and not starting and device.fits(start_bytes, now),
     )
+
+
+def _starting(device: DeviceBook, request: AllocationRequest, now: float) -> str:
+    """Why somebody's start-up keeps a request out: another starts up, or it would while memory changes hands."""
+    starter = device.fenced_by(now)
+    if starter is not None:
+        return f"{starter.request.holder} is starting up"
+    plan = device.plan
+    if request.startup_window_s <= 0.0 or plan is None or (plan.waiter is not None and plan.waiter.request is request):
+        return ""
+    return "memory changes hands"
 
 
 def eligible(books: Books, request: AllocationRequest) -> list[DeviceBook]:
@@ -83,9 +94,9 @@ def eligible(books: Books, request: AllocationRequest) -> list[DeviceBook]:
         ExceedsCapacity: Its minimum is larger than every device it may use.
         DeviceStale: Every device that is large enough is lost.
     """
-    able = _able(books, request)
-    if able:
-        return able
+    found = able(books, request)
+    if found:
+        return found
     allowed = _allowed(books, request)
     if not allowed:
         raise errors.DeviceNotFound(
@@ -110,7 +121,8 @@ def _allowed(books: Books, request: AllocationRequest) -> list[DeviceBook]:
     return [device for device in books.devices.values() if request.device_id in ("", device.device_id)]
 
 
-def _able(books: Books, request: AllocationRequest) -> list[DeviceBook]:
+def able(books: Books, request: AllocationRequest) -> list[DeviceBook]:
+    """The devices that are there and large enough for the minimum of a request."""
     floor = books.shape(request).floor_bytes
     return [device for device in _allowed(books, request) if floor <= device.facts.capacity_bytes and not device.lost]
 
@@ -129,13 +141,13 @@ def admit(books: Books, now: float) -> None:
     for waiter in _ranked(books, now):
         if all(device.awaited for device in books.devices.values()):
             break
-        able = _able(books, waiter.request)
-        free = [prospect(books, device, waiter.request, now) for device in able if not device.awaited]
+        large = able(books, waiter.request)
+        free = [prospect(books, device, waiter.request, now) for device in large if not device.awaited]
         best = _best(books, free, waiter)
         if best is None:
             # Its device may have gone while it waited; it waits on, the device may come back.
             waiter.device_id, waiter.reclaiming = None, False
-            waiter.reason = "" if able else "its device is lost"
+            waiter.reason = "" if large else "its device is lost"
             continue
         head = heads.get(best.device.device_id)
         if best.fits:
@@ -200,7 +212,7 @@ def _ranked(books: Books, now: float) -> list[Waiter]:
 
 def _await_turn(books: Books, waiter: Waiter, best: Prospect, free: list[Prospect], now: float) -> Prospect:
     """Lets a request wait on its best device, or on the best where others can be made to go; returns which."""
-    if not best.feasible and not best.frozen:
+    if not best.feasible and not best.frozen and not best.starting:
         preempted = (each for each in _preferred(free, best) if _preempts(books, each, waiter, now))
         best = next(preempted, best)
     device = best.device
@@ -211,7 +223,7 @@ def _await_turn(books: Books, waiter: Waiter, best: Prospect, free: list[Prospec
         waiter.reason = "the device cannot be measured at present"
     elif best.starting:
         device.awaited = True
-        waiter.reason = f"{best.starting} is starting up, nobody may grow or shrink meanwhile"
+        waiter.reason = f"{best.starting}, nobody may grow or shrink while a worker starts up"
     elif device.plan is not None and device.plan.waiter is waiter:
         _reserve_turn(device, waiter)
         waiter.reason = f"{device.plan.need_bytes} bytes are being taken from less important leases"
@@ -228,7 +240,9 @@ def _preferred(free: list[Prospect], best: Prospect) -> list[Prospect]:
 
 
 def _preempts(books: Books, place: Prospect, waiter: Waiter, now: float) -> bool:
-    return not place.frozen and preempting.for_waiter(books, place.device, waiter, place.short_bytes, now)
+    if place.frozen or place.starting:
+        return False
+    return preempting.for_waiter(books, place.device, waiter, place.short_bytes, now)
 
 
 def _planned(best: Prospect) -> str:
@@ -309,7 +323,7 @@ def refusal(best: Prospect | None, request: AllocationRequest) -> errors.Arbiter
         return errors.DeviceStale(device_id=device.device_id)
     if best.starting:
         return errors.InsufficientMemory(
-            f"{best.starting} is starting up on {device.device_id}; wait, or try again soon", device_id=device.device_id
+            f"{best.starting} on {device.device_id}; wait, or try again soon", device_id=device.device_id
         )
     if not best.feasible:
         reachable = _reachable_quality(best)

@@ -13,21 +13,24 @@ from arbiter_sidecar.errors import ArbiterError
 from arbiter_sidecar.ledger.accounts import Accounts
 from arbiter_sidecar.ledger.devices import DeviceBook, DeviceRules
 from arbiter_sidecar.ledger.leases import Lease, LeaseBook
-from arbiter_sidecar.ledger.plans import Plan
+from arbiter_sidecar.ledger.plans import Asked, AskedLine, Plan
 from arbiter_sidecar.ledger.statistics import Statistics
 from arbiter_sidecar.ledger.waiting import AdmissionQueue, Waiter
 from arbiter_sidecar.policy import preemption, quality, ranking
 from arbiter_sidecar.policy.quality import Elastic, QualityPolicy
 from arbiter_sidecar.requests import AllocationRequest
-from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, EventKind, Ticket, WorkloadType
+from arbiter_sidecar.types import MIB, DeviceId, DirectiveReason, EndReason, EventKind, Ticket, WorkloadType
 
 #: Fences of one epoch start above those of the one before; so many leases fit into one epoch.
 FENCES_PER_EPOCH = 1 << 32
 
 #: What can be put on the agenda. Of a lease: look whether it still holds bytes after its end, let bytes go that cannot
-#: be traced, ask again for a quality that was refused, let others in when it has had time to start up. Of a preemption:
-#: press the silent, call in, end it.
-Errand = Literal["alarm", "unlock", "forgive", "unfence", "press", "collect", "close"]
+#: be traced, ask again for a quality that was refused, let others in when it has had time to start up, go one step
+#: further because it uses more than it leased. Of a preemption: press the silent, call in, end it. Of a request for
+#: one: end its wait.
+Errand = Literal["alarm", "unlock", "forgive", "unfence", "overuse", "press", "collect", "close", "unask"]
+#: What an errand is about.
+Subject = Lease | Plan | Asked
 #: Failed requests whose reason is remembered for those who ask.
 MAX_FAILURES = 1000
 
@@ -41,12 +44,31 @@ class PreemptionConfig:
         grace_s: Time from notice to deadline where the request names none.
         settle_s: How long after the last deadline a plan waits for memory to be measured gone.
         cooldown_s: How long a donor is left in peace after its plan has closed.
+        turn_s: How long a caller's request waits for its turn while another preemption is under way on the device.
     """
 
     rules: preemption.Rules = preemption.LEASE_RULES
     grace_s: float = 2.0
     settle_s: float = 10.0
     cooldown_s: float = preemption.COOLDOWN_S
+    turn_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OveruseConfig:
+    """What is done about a lease that is measured to use clearly more than it leased.
+
+    Attributes:
+        slack_bytes: So much more is nobody's fault: contexts, libraries, fragments.
+        found_s: For so many seconds every sample must show it: who was told to shrink needs a moment.
+        patience_s: Seconds from the finding, with which it is told less, to the order to give the excess back.
+        revoke: Whether it is revoked when it has not given that back either.
+    """
+
+    slack_bytes: int = 512 * MIB
+    found_s: float = 2.0
+    patience_s: float = 10.0
+    revoke: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +95,13 @@ class ArbiterConfig:
         min_quality: Lowest useful quality where the request names none, by type.
         rules: When measurements are believed and bytes count as gone.
         preemption: How preemption proceeds.
+        overuse: What is done about those that use more than they leased.
         queue: How the waiting line is ordered.
         pause_guard_s: A longer gap between two calls means the arbiter itself was away; 0 turns the guard off.
         refusal_hold_s: How long a refused target is not asked for again.
         max_leases: Leases at most, alive and draining together.
         max_waiting: Waiting requests at most.
+        observe_only: Everything is decided and shown, and nothing is done to anybody.
     """
 
     policy: QualityPolicy = QualityPolicy.ADAPTIVE
@@ -88,11 +112,13 @@ class ArbiterConfig:
     min_quality: Mapping[WorkloadType, float] = field(default_factory=lambda: dict(quality.DEFAULT_MIN_QUALITY))
     rules: DeviceRules = field(default_factory=DeviceRules)
     preemption: PreemptionConfig = field(default_factory=PreemptionConfig)
+    overuse: OveruseConfig = field(default_factory=OveruseConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     pause_guard_s: float = 0.75
     refusal_hold_s: float = 30.0
     max_leases: int = 100_000
     max_waiting: int = 10_000
+    observe_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +152,10 @@ class Books:
         self.pending: list[effects.Effect] = []
         self.undelivered: dict[Ticket, Lease] = {}
         self.accounts = Accounts()
+        self.asks = AskedLine()
         self.plans_begun = 0
-        self._agenda: list[tuple[float, int, Errand, Lease | Plan]] = []
+        self.overuse_orders = 0
+        self._agenda: list[tuple[float, int, Errand, Subject]] = []
         self._errands = 0
 
     def device_of(self, lease: Lease) -> DeviceBook:
@@ -182,8 +210,19 @@ class Books:
         lease.directive_reason = reason
         self.pending.append(effects.DirectiveChanged(lease))
 
+    def settle(self, lease: Lease, now: float) -> None:
+        """Writes up to now what sharing costs into the holder's account: quality of the living, bytes of the ghosts."""
+        span, lease.settled_at = now - lease.settled_at, now
+        lost = lease.elastic.max_quality - lease.quality if lease.alive else 0.0
+        kept = lease.residue_bytes if lease.residue_alarmed else 0
+        if lost or kept:
+            account = self.accounts.of(lease.request.namespace, lease.request.holder)
+            account.quality_seconds_lost += lost * span
+            account.ghost_byte_seconds += kept * span
+
     def end(self, lease: Lease, reason: EndReason, now: float) -> None:
         """Ends a living lease. Its bytes stay charged to it until they are measured gone."""
+        self.settle(lease, now)
         device = self.device_of(lease)
         device.close(lease)
         self.leases.end(lease, reason, now)
@@ -202,12 +241,13 @@ class Books:
 
     def bury(self, lease: Lease, now: float) -> None:
         """The bytes of an ended lease are gone."""
+        self.settle(lease, now)
         self.device_of(lease).drained(lease)
         self.leases.forget(lease, now)
         self.pending.append(effects.Drained(lease))
         self.happened(EventKind.LEASE_DRAINED, lease, drained_s=round(now - lease.ended_at, 3))
 
-    def later(self, at: float, errand: Errand, subject: Lease | Plan) -> None:
+    def later(self, at: float, errand: Errand, subject: Subject) -> None:
         """Puts something on the agenda."""
         self._errands += 1
         heapq.heappush(self._agenda, (at, self._errands, errand, subject))
@@ -216,12 +256,12 @@ class Books:
         """When the next thing on the agenda is due."""
         return self._agenda[0][0] if self._agenda else None
 
-    def due_errand(self, now: float) -> tuple[Errand, Lease | Plan] | None:
+    def due_errand(self, now: float) -> tuple[Errand, Subject] | None:
         """Takes the next due thing off the agenda."""
         if not self._agenda or self._agenda[0][0] > now:
             return None
-        _, _, errand, lease = heapq.heappop(self._agenda)
-        return errand, lease
+        _, _, errand, subject = heapq.heappop(self._agenda)
+        return errand, subject
 
     def happened(self, kind: EventKind, lease: Lease, **fields: object) -> None:
         """Records an audit event about a lease."""

@@ -18,12 +18,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from arbiter_sidecar import errors
-from arbiter_sidecar.arbiter import admission, effects, preempting, publishing
+from arbiter_sidecar.arbiter import admission, asking, effects, observing, overuse, preempting, publishing
 from arbiter_sidecar.arbiter.books import ArbiterConfig, Books, Errand, Names
 from arbiter_sidecar.arbiter.renewal import BeatOutcome, Renewals
+from arbiter_sidecar.ledger.accounts import Account
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
-from arbiter_sidecar.ledger.plans import Plan
+from arbiter_sidecar.ledger.plans import Asked, Plan
 from arbiter_sidecar.ledger.waiting import Waiter
 from arbiter_sidecar.policy import capacity, preemption
 from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest
@@ -134,7 +135,7 @@ class Arbiter:
     def _ask(self, waiter: Waiter, now: float) -> None:
         books, request = self.books, waiter.request
         books.queue.add(waiter)
-        admission.admit(books, now)
+        self._admit(now)
         if books.queue.of(waiter.tickets[0]) is not None:
             if request.wait_s > 0.0:
                 if request.request_id:
@@ -153,7 +154,7 @@ class Arbiter:
                     best = admission.prospect(books, books.devices[waiter.device_id], request, now)
                 books.stats.refused += 1
                 books.fail(waiter, admission.refusal(best, request))
-                admission.admit(books, now)
+                self._admit(now)
         self._publish(books.devices.values(), now)
 
     def dry_run(self, request: AllocationRequest, now: float) -> Dry:
@@ -194,43 +195,33 @@ class Arbiter:
             LeaseNotFound: The lease that asks is unknown or has ended.
             DeviceNotFound: There is no such device.
             InvalidRequest: Neither lease nor device is named, or the priority is above the lease's.
+            IdempotencyMismatch: The request id was used with other arguments.
             NoDonor: Those who may be asked have too little.
-            QueueFull: Another preemption is under way on the device.
+            QueueFull: Too many wait for their turn already.
+            ObserveOnly: Nothing is taken from anybody.
         """
         now = self._enter(now)
-        books = self.books
-        if books.draining:
+        if self.books.draining:
             raise errors.ShuttingDown()
-        wish = preempting.wish_of(books, asked, now)
-        plan = wish.device.plan
-        if plan is not None and (wish.requester is None or plan.requester is not wish.requester):
-            raise errors.QueueFull("another preemption is under way on this device", device_id=wish.device.device_id)
-        if plan is None:
-            chosen = preempting.draft(books, wish, now)
-            if chosen.refused:
-                raise preempting.refusal(wish, chosen)
-            plan = preempting.begin(books, wish, chosen, now)
-        self._tickets += 1
-        ticket = Ticket(self._tickets)
-        plan.tickets.append(ticket)
-        self._reconcile([wish.device], now)
+        if self.books.config.observe_only:
+            raise errors.ObserveOnly()
+        ticket = Ticket(self._tickets + 1)
+        device = asking.ask(self.books, asked, ticket, now)
+        self._tickets = ticket
+        self._reconcile([device], now)
         return ticket
 
     def dry_preempt(self, asked: PreemptionRequest, now: float) -> preemption.Plan:
-        """Who would lose what; changes nothing. Raises as ``preempt``, apart from QueueFull and NoDonor."""
+        """Who would lose what; changes nothing. Raises what ``preempt`` raises about the request itself."""
         now = self._enter(now)
-        return preempting.draft(self.books, preempting.wish_of(self.books, asked, now), now)
+        return preempting.draft(self.books, asking.wish_of(self.books, asked, now), now)
 
     def withdraw(self, ticket: Ticket, now: float) -> None:
         """The caller of a preemption has gone; when nobody is left that waits for it the donors are let off."""
         now = self._enter(now)
-        for device in self.books.devices.values():
-            plan = device.plan
-            if plan is not None and ticket in plan.tickets:
-                plan.tickets.remove(ticket)
-                if not plan.tickets:
-                    preempting.close(self.books, plan, now, withdrawn=errors.Cancelled())
-                    self._reconcile([device], now)
+        device = asking.leave(self.books, ticket, now)
+        if device is not None:
+            self._reconcile([device], now)
 
     def delivered(self, ticket: Ticket) -> None:
         """The caller has its lease: from here on only heartbeats keep it."""
@@ -318,8 +309,12 @@ class Arbiter:
         if sample.lost:
             self._lose(device, sample.detail, now)
             return
+        for lease in device.ended.values():
+            # With the bytes that it was seen to keep until now.
+            books.settle(lease, now)
         for lease in device.observe(sample, taken_at):
             books.bury(lease, now)
+        overuse.look(books, device, now)
         for lease in device.live.values():
             if lease.measured_over and lease.measured_bytes is not None and lease.measured_bytes <= lease.limit_bytes:
                 device.charge(lease, lease.limit_bytes)
@@ -344,6 +339,7 @@ class Arbiter:
             books.queue.remove(waiter)
             books.stats.refused += len(waiter.tickets)
             books.fail(waiter, errors.ShuttingDown())
+        asking.shut(books, now)
         self._reconcile(books.devices.values(), now)
 
     def advance(self, now: float, limit: int = 64) -> bool:
@@ -388,6 +384,8 @@ class Arbiter:
         device = books.devices[subject.device_id]
         if isinstance(subject, Plan):
             self._plan_errand(name, subject, now)
+        elif isinstance(subject, Asked):
+            asking.time_out(books, subject, now)
         elif books.leases.get(subject.lease_id) is not None:
             # Else it went by itself before its errand came up.
             self._lease_errand(name, subject, now)
@@ -398,7 +396,10 @@ class Arbiter:
             self.books.bury(lease, now)
         elif name == "forgive":
             self._renewals.forgive(lease, now)
+        elif name == "overuse":
+            overuse.go_on(self.books, lease, now)
         elif name == "alarm":
+            self.books.settle(lease, now)
             lease.residue_alarmed = True
             self.books.happened(EventKind.RESIDUE_ALARM, lease, residue_bytes=lease.residue_bytes)
 
@@ -436,6 +437,12 @@ class Arbiter:
         pending, self.books.pending = self.books.pending, []
         return pending
 
+    def accounts(self, now: float) -> list[Account]:
+        """What sharing has cost each holder up to now."""
+        for lease in self.books.leases:
+            self.books.settle(lease, max(now, lease.settled_at))
+        return list(self.books.accounts)
+
     def check(self) -> None:
         """Raises ``AssertionError`` where the books contradict themselves; looks at everything, so it is slow."""
         self.books.check()
@@ -456,17 +463,26 @@ class Arbiter:
         everywhere = self.books.devices.values()
         for device in everywhere:
             preempting.follow(self.books, device, now)
+            if self.books.asks.waiting:
+                asking.next_turn(self.books, device, now)
         if len(self.books.queue) or any(device.awaited for device in everywhere):
             # Who waits for one device may find room on another; and nobody is made room for any more who has gone.
-            admission.admit(self.books, now)
+            self._admit(now)
             devices = everywhere
         self._publish(devices, now)
 
+    def _admit(self, now: float) -> None:
+        if self.books.config.observe_only:
+            observing.admit(self.books, now)
+        else:
+            admission.admit(self.books, now)
+
     def _publish(self, devices: Iterable[DeviceBook], now: float) -> None:
         for device in devices:
-            deficit = publishing.publish(self.books, device, now)
-            if deficit > 0 and device.candidate is None:
-                preempting.for_machine(self.books, device, deficit, now)
+            if self.books.config.observe_only:
+                observing.advise(self.books, device, now)
+            elif (short := publishing.publish(self.books, device, now)) > 0:
+                preempting.for_machine(self.books, device, short, now)
             self._watch_health(device, now)
             self._watch_pressure(device, now)
 

@@ -67,10 +67,13 @@ class ReclaimCancelled:
 
 @dataclass(frozen=True, slots=True)
 class PlanClosed:
-    """A preemption has ended; ``error`` is ``None`` when the caller got what it asked for."""
+    """A preemption has ended, or never began: then it has no plan.
+
+    ``error`` is ``None`` when the caller got what it asked for.
+    """
 
     ticket: Ticket
-    plan: Plan
+    plan: Plan | None
     error: ArbiterError | None
 
 

@@ -131,6 +131,11 @@ def _quality(books: Books, found: Lease, now: float) -> Explanation:
         rule, why = "water_filling", f"{solution.reduction_bytes} bytes are taken from all by weight"
     if target > found.quality:
         why += f"; it was told less and rises to {target:.2f} in steps once that has held long enough"
+    if found.advised is not None:
+        why = f"it would be told {found.advised:.2f}, but this server only observes"
+    if found.overuse is not None:
+        rule = "overuse"
+        why += f"; it is told no more than {found.overuse.highest_quality:.2f} while it uses more than it leased"
     if (over := found.accounted_bytes - found.charged_bytes) > 0:
         why += f"; it uses {over} bytes more than it is charged, which are kept from others"
     findings = [
@@ -158,10 +163,11 @@ def _quality(books: Books, found: Lease, now: float) -> Explanation:
 
 def _reclaimed(books: Books, found: Lease, asked: Donation, now: float) -> Explanation:
     plan = books.device_of(found).plan
+    overuse = found.overuse is not None and found.overuse.order is asked
     whole = "as a whole" if asked.whole else f"by {asked.planned_bytes} bytes"
     return Explanation(
         f"it is asked to give way {whole} within {max(0.0, asked.deadline - now):.1f} s",
-        "reclaim",
+        "overuse" if overuse else "reclaim",
         (
             ("reclaim_id", asked.reclaim_id),
             ("level", asked.level.name),
@@ -169,7 +175,7 @@ def _reclaimed(books: Books, found: Lease, asked: Donation, now: float) -> Expla
             ("confirmed_bytes", str(asked.confirmed_bytes)),
             ("quality", f"{found.quality:.2f}"),
             ("limit_bytes", str(found.limit_bytes)),
-            *(_plan_findings(plan) if plan is not None else ()),
+            *(_plan_findings(plan) if plan is not None and not overuse else ()),
         ),
     )
 

@@ -14,10 +14,9 @@ from arbiter_sidecar.arbiter import effects
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
-from arbiter_sidecar.ledger.plans import Donation, DonationOutcome, Plan
+from arbiter_sidecar.ledger.plans import Asked, Donation, DonationOutcome, Plan
 from arbiter_sidecar.ledger.waiting import Waiter
 from arbiter_sidecar.policy import preemption, publication
-from arbiter_sidecar.requests import PreemptionRequest
 from arbiter_sidecar.types import DirectiveReason, EndReason, EventKind, LeaseId, Priority, ReclaimLevel
 
 #: A donor that has not answered after this part of its grace, or this many seconds, is told that it is pressing.
@@ -82,7 +81,7 @@ def _candidate(lease: Lease, wish: Wish) -> preemption.Candidate:
         shrinkable=0 if wish.whole else max(0, lease.limit_bytes - floor),
         whole=floor if wish.whole else lease.accounted_bytes,
         preemptible=lease.request.preemptible,
-        healthy=not lease.suspect,
+        healthy=not lease.suspect and (lease.overuse is None or lease.overuse.order is None),
         donated_at=tuple(lease.donated_at),
         spared_until=lease.spared_until,
         wake_cost_s=lease.wake_cost_s,
@@ -137,7 +136,8 @@ def _ask(books: Books, plan: Plan, chosen: preemption.Plan, now: float) -> None:
         donation = _order(plan, lease, each, now)
         device.demand(lease, donation)
         if not each.whole:
-            _squeeze(device, lease, each.amount)
+            books.settle(lease, now)
+            squeeze(device, lease, each.amount)
         lease.donated_at.append(now)
         books.accounts.of(lease.request.namespace, lease.request.holder).reclaims += 1
         books.announce(lease, DirectiveReason.PREEMPTION)
@@ -182,15 +182,21 @@ def _order(plan: Plan, lease: Lease, chosen: preemption.Donation, now: float) ->
     return donation
 
 
-def _squeeze(device: DeviceBook, lease: Lease, amount: int) -> None:
+def squeeze(device: DeviceBook, lease: Lease, amount: int) -> None:
     """Lowers what a donor is told by exactly ``amount``, and its quality to what that allows."""
-    shape, limit = lease.elastic, lease.limit_bytes - amount
+    limit = lease.limit_bytes - amount
+    device.squeeze(lease, quality=min(quality_within(lease, limit), lease.quality), limit_bytes=limit)
+
+
+def quality_within(lease: Lease, limit: int) -> float:
+    """The best quality on the grid whose bytes are within a limit, which is not below the lease's minimum."""
+    shape = lease.elastic
     exact = 1.0 - (shape.full_bytes - limit) / shape.slope if shape.slope > 0.0 else shape.min_quality
     allowed = publication.quantise(exact, minimum=shape.min_quality, maximum=shape.max_quality)
     if shape.bytes_at(allowed) > limit:
         # The noise that quantising tolerates is worth some bytes of a large lease.
         allowed = publication.quantise(allowed - STEP, minimum=shape.min_quality, maximum=shape.max_quality)
-    device.squeeze(lease, quality=min(allowed, lease.quality), limit_bytes=limit)
+    return allowed
 
 
 def follow(books: Books, device: DeviceBook, now: float) -> None:
@@ -346,7 +352,8 @@ def close(books: Books, plan: Plan, now: float, *, withdrawn: errors.ArbiterErro
         error = errors.NoDonor(
             f"{got} of {plan.need_bytes} bytes came free in time", confirmed=got, needed=plan.need_bytes
         )
-    books.pending.extend(effects.PlanClosed(ticket, plan, error) for ticket in plan.tickets)
+    if plan.asked is not None:
+        answer(books, plan.asked, error, now)
     books.event(
         EventKind.PREEMPTION_SETTLED,
         device_id=plan.device_id,
@@ -358,6 +365,13 @@ def close(books: Books, plan: Plan, now: float, *, withdrawn: errors.ArbiterErro
         memory_limit_bytes=plan.requester.limit_bytes if plan.requester is not None else 0,
         outcome="withdrawn" if withdrawn is not None else "enough" if enough else "too_little",
     )
+
+
+def answer(books: Books, asked: Asked, error: errors.ArbiterError | None, now: float) -> None:
+    """Tells everybody who asked what came of it, and keeps that for those who ask again."""
+    asked.error, asked.closed_at = error, now
+    books.pending.extend(effects.PlanClosed(ticket, asked.plan, error) for ticket in asked.tickets)
+    asked.tickets.clear()
 
 
 def _finish(books: Books, donation: Donation, now: float) -> None:
@@ -378,51 +392,6 @@ def _credit(books: Books, requester: Lease, amount: int) -> None:
     device = books.device_of(requester)
     device.grow(requester, books.shape_of(requester), amount)
     books.announce(requester, DirectiveReason.PREEMPTION)
-
-
-def wish_of(books: Books, asked: PreemptionRequest, now: float) -> Wish:
-    """What a caller's request comes to.
-
-    Raises:
-        LeaseNotFound: The lease is unknown or has ended.
-        DeviceNotFound: There is no such device.
-        InvalidRequest: Neither lease nor device is named, the lease is elsewhere, or the priority is above the lease's.
-    """
-    requester = None
-    if asked.lease_id:
-        requester = books.leases.get(asked.lease_id)
-        if requester is None or not requester.alive or requester.deadline <= now:
-            raise errors.LeaseNotFound(f"no living lease {asked.lease_id!r}", lease_id=asked.lease_id)
-    device_id = asked.device_id or (requester.device_id if requester is not None else "")
-    if not device_id:
-        raise errors.InvalidRequest([("device_id", "is required without a lease_id")])
-    device = next((each for each in books.devices.values() if each.device_id == device_id), None)
-    if device is None:
-        raise errors.DeviceNotFound(device_id=device_id)
-    own = requester.request.priority if requester is not None else Priority.NORMAL
-    if requester is not None and requester.device_id != device_id:
-        raise errors.InvalidRequest([("device_id", f"the lease is on {requester.device_id}")])
-    if requester is not None and asked.priority is not None and asked.priority > own:
-        raise errors.InvalidRequest([("priority", f"is above that of the lease, {own.name}")])
-    return Wish(
-        device=device,
-        requester=requester,
-        priority=own if asked.priority is None else asked.priority,
-        need_bytes=asked.need_bytes,
-        grace_s=books.config.preemption.grace_s if asked.grace_s is None else asked.grace_s,
-        partial=asked.allow_partial,
-    )
-
-
-def refusal(wish: Wish, chosen: preemption.Plan) -> errors.NoDonor:
-    """Why nobody is asked."""
-    told = ", ".join(f"{lease_id}: {reason.value}" for lease_id, reason in chosen.reasons.items())
-    return errors.NoDonor(
-        f"{wish.need_bytes} bytes are needed, {chosen.available} could be taken at most ({told or 'no lease'})",
-        needed=wish.need_bytes,
-        available=chosen.available,
-        device_id=wish.device.device_id,
-    )
 
 
 def for_waiter(books: Books, device: DeviceBook, waiter: Waiter, short_bytes: int, now: float) -> bool:
@@ -460,11 +429,29 @@ def settle_for(books: Books, waiter: Waiter, now: float) -> None:
 
 
 def for_machine(books: Books, device: DeviceBook, deficit_bytes: int, now: float) -> None:
-    """Frees what the machine itself is short of: strangers grew, and everybody's minimum does not fit any more."""
-    missing = deficit_bytes - device.returning_bytes(now)
-    if device.plan is not None or missing <= 0 or device.frozen(now):
+    """Frees what the machine itself is short of: strangers grew, and everybody's minimum does not fit any more.
+
+    It comes before anything that somebody asked for: what was freed for that is what the machine is short of.
+    """
+    wish = machine_wish(books, device, deficit_bytes, now)
+    if wish is None:
         return
-    wish = Wish(
+    chosen = draft(books, wish, now)
+    if chosen.refused:
+        return
+    if device.plan is not None:
+        short = errors.NoDonor("the device itself fell short of memory meanwhile", device_id=device.device_id)
+        close(books, device.plan, now, withdrawn=short)
+    begin(books, wish, chosen, now)
+
+
+def machine_wish(books: Books, device: DeviceBook, deficit_bytes: int, now: float) -> Wish | None:
+    """What the machine itself would ask for; ``None`` when it is not short, asks already, or cannot tell."""
+    missing = deficit_bytes - device.returning_bytes(now)
+    asks_already = device.plan is not None and device.plan.machine
+    if asks_already or missing <= 0 or device.frozen(now):
+        return None
+    return Wish(
         device=device,
         requester=None,
         priority=Priority.CRITICAL,
@@ -474,6 +461,3 @@ def for_machine(books: Books, device: DeviceBook, deficit_bytes: int, now: float
         machine=True,
         whole=True,
     )
-    chosen = draft(books, wish, now)
-    if not chosen.refused:
-        begin(books, wish, chosen, now)

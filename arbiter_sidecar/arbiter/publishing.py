@@ -45,7 +45,7 @@ def publish(books: Books, device: DeviceBook, now: float) -> int:
     a lease is starting up and measures what is free.
 
     Returns:
-        Bytes that are missing even with everybody at the minimum; 0 where everybody fits.
+        Bytes that are missing even with everybody who is there at the minimum; 0 where they fit.
     """
     newcomer = books.shape(device.candidate) if device.candidate is not None else None
     device.next_step, device.starved = None, False
@@ -55,15 +55,18 @@ def publish(books: Books, device: DeviceBook, now: float) -> int:
     rising = []
     for lease, exact in zip(device.staying, solution.targets, strict=False):
         target = publication.quantise(exact, minimum=lease.elastic.min_quality, maximum=lease.elastic.max_quality)
+        target = min(target, lease.highest_quality)
         # Below its minimum stands only who has refused to go so low: back to where it can, and no further at once.
         due = min(target, max(lease.quality, lease.elastic.min_quality))
         if due != lease.quality:
-            _tell(books, device, lease, Published(due), now)
+            tell(books, device, lease, Published(due), now, _reason(lease, due))
         if lease.reclaim is None:
             rising.append((lease, target))
     for lease, target in rising:
         _rise(books, device, lease, target, now)
-    return solution.hard_deficit_bytes
+    if not solution.hard_deficit_bytes:
+        return 0
+    return device.shortage_bytes(now)
 
 
 def _rise(books: Books, device: DeviceBook, lease: Lease, target: float, now: float) -> None:
@@ -74,7 +77,7 @@ def _rise(books: Books, device: DeviceBook, lease: Lease, target: float, now: fl
         # Not now: asked again when bytes come free, and then without dwelling once more.
         device.starved, wake = True, None
     else:
-        _tell(books, device, lease, state, now)
+        tell(books, device, lease, state, now, _reason(lease, state.quality))
     if wake is not None:
         device.next_step = wake if device.next_step is None else min(device.next_step, wake)
 
@@ -83,20 +86,27 @@ def _more(lease: Lease, state: Published) -> int:
     return max(0, lease.elastic.bytes_at(state.quality) - lease.charged_bytes)
 
 
-def _tell(books: Books, device: DeviceBook, lease: Lease, state: Published, now: float) -> None:
+def _reason(lease: Lease, quality: float) -> DirectiveReason:
+    if lease.refused_floor is not None and quality == lease.elastic.min_quality:
+        return DirectiveReason.WORKER_REPORT
+    return DirectiveReason.PRESSURE if quality < lease.quality else DirectiveReason.HEADROOM
+
+
+def tell(books: Books, device: DeviceBook, lease: Lease, state: Published, now: float, reason: DirectiveReason) -> None:
+    """Publishes a new quality to one lease."""
     before = lease.quality
+    books.settle(lease, now)
     device.publish(lease, state)
     mean = books.stats.kind(lease.request.workload)
     if mean is not None:
         mean.move(leases=0, quality=state.quality - before, now=now)
     if state.quality < before:
         books.stats.reductions += 1
-        reason = DirectiveReason.PRESSURE
+        lease.waking_since = None
     else:
         books.stats.raises += 1
-        reason = DirectiveReason.HEADROOM
-    if lease.refused_floor is not None and state.quality == lease.elastic.min_quality:
-        reason = DirectiveReason.WORKER_REPORT
+        if lease.donated_at and lease.waking_since is None:
+            lease.waking_since = now
     books.announce(lease, reason)
     books.happened(
         EventKind.QUALITY_CHANGED,

@@ -159,6 +159,8 @@ class Renewals:
                 # Who waited for it to start up may come in now.
                 outcome.touched[lease.device_id] = None
             if report.applied_revision == lease.revision:
+                if lease.waking_since is not None:
+                    lease.wake_cost_s, lease.waking_since = now - lease.waking_since, None
                 self._apply(lease, outcome)
 
     def _hear_acks(self, lease: Lease, report: Report, outcome: BeatOutcome) -> None:

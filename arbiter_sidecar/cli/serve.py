@@ -15,7 +15,7 @@ import structlog
 
 from arbiter_sidecar import __version__
 from arbiter_sidecar.adapters import clock, detect, instance, probing, processes
-from arbiter_sidecar.arbiter import Arbiter, ArbiterConfig, Names, PreemptionConfig, QueueConfig
+from arbiter_sidecar.arbiter import Arbiter, ArbiterConfig, Names, OveruseConfig, PreemptionConfig, QueueConfig
 from arbiter_sidecar.cli import logs
 from arbiter_sidecar.config import Config
 from arbiter_sidecar.ledger.devices import DeviceRules
@@ -85,8 +85,14 @@ def _core(config: Config, epoch: int, now: float) -> Arbiter:
             settle_s=config.drain_grace_s,
             cooldown_s=config.preemption_cooldown_s,
         ),
+        overuse=OveruseConfig(
+            slack_bytes=config.overuse_slack_bytes,
+            patience_s=config.overuse_patience_s,
+            revoke=config.overuse_revoke,
+        ),
         max_leases=config.max_leases,
         max_waiting=config.max_waiting,
+        observe_only=config.observe_only,
     )
     names = Names(lease_id=lambda: secrets.token_hex(LEASE_ID_BYTES), handle=lambda: secrets.randbits(64) or 1)
     return Arbiter(core, epoch=epoch, names=names, now=now)
@@ -134,6 +140,8 @@ async def _serve(config: Config, epoch: int) -> int:
     enforcer = Enforcer(
         runtime, EnforcerTimes(patience_s=config.enforcer_patience_s, kill_grace_s=config.enforcer_kill_grace_s)
     )
+    if config.observe_only:
+        _log.warning("observe_only", note="everything is decided and shown, nothing is done to anybody")
     if config.enforcer:
         runtime.feed(enforcer)
     await runtime.start()

@@ -21,9 +21,21 @@ class Account:
         floor_breaches: Leases taken although their minimum had been agreed.
         reclaims: Orders to give memory back.
         reclaim_seconds: Σ of the time from order to confirmation, of those that were confirmed.
+        quality_seconds_lost: Σ over its leases of the time below the best quality, times how far below.
+        ghost_byte_seconds: Σ of bytes it kept after the drain grace of an ended lease, times how long.
+        overuses: How often it was found to use clearly more than it leased.
     """
 
-    __slots__ = ("floor_breaches", "holder", "namespace", "reclaim_seconds", "reclaims")
+    __slots__ = (
+        "floor_breaches",
+        "ghost_byte_seconds",
+        "holder",
+        "namespace",
+        "overuses",
+        "quality_seconds_lost",
+        "reclaim_seconds",
+        "reclaims",
+    )
 
     def __init__(self, namespace: str, holder: str) -> None:
         self.namespace = namespace
@@ -31,6 +43,9 @@ class Account:
         self.floor_breaches = 0
         self.reclaims = 0
         self.reclaim_seconds = 0.0
+        self.quality_seconds_lost = 0.0
+        self.ghost_byte_seconds = 0.0
+        self.overuses = 0
 
 
 class Accounts:

@@ -69,6 +69,7 @@ class DeviceBook:
         earmarked_bytes: Bytes that came free for a requester and are nobody else's.
         starved: A rise was due for which there were no bytes.
         below_best: How many living leases are published below their best quality.
+        advised_donors: Who would be asked to go if the arbiter did more than observe.
     """
 
     def __init__(self, facts: DeviceFacts, rules: DeviceRules) -> None:
@@ -97,6 +98,7 @@ class DeviceBook:
         self.starter: Lease | None = None
         self.plan: Plan | None = None
         self.earmarked_bytes = 0
+        self.advised_donors: tuple[str, ...] = ()
         self.reported_health = DeviceHealth.OK if not self.measured else DeviceHealth.UNKNOWN
 
     @property
@@ -125,6 +127,11 @@ class DeviceBook:
         return capacity.pressure(
             self.granted_bytes + self.residue_bytes, self.foreign_bytes, self.used_bytes, self.facts.capacity_bytes
         )
+
+    @property
+    def expecting(self) -> bool:
+        """Whether bytes are expected to come free, so that measuring often pays."""
+        return self.candidate is not None or any(lease.reclaim is not None for lease in self.live.values())
 
     def health(self, now: float) -> DeviceHealth:
         """Whether the figures can be trusted."""
@@ -370,9 +377,15 @@ class DeviceBook:
 
     def excess_bytes(self, newcomer: Elastic | None, now: float) -> int:
         """What is missing when everybody is at the minimum, with those who were asked to go; 0: they may stay."""
-        floors = sum(lease.elastic.floor_bytes for lease in self.live.values())
-        more = newcomer.floor_bytes if newcomer is not None else 0
-        return max(0, self.elsewhere_bytes(now) + floors + more - self.facts.capacity_bytes)
+        return self._missing([lease.elastic for lease in self.live.values()] + ([newcomer] if newcomer else []), now)
+
+    def shortage_bytes(self, now: float) -> int:
+        """What is missing when everybody who stays is at the minimum: the device itself is short."""
+        return self._missing([lease.elastic for lease in self.staying], now)
+
+    def _missing(self, shapes: Iterable[Elastic], now: float) -> int:
+        floors = sum(shape.floor_bytes for shape in shapes)
+        return max(0, self.elsewhere_bytes(now) + floors - self.facts.capacity_bytes)
 
     def processes(self) -> Iterable[Process]:
         """Every process whose memory matters here, each once, in order of the leases."""
@@ -395,7 +408,10 @@ class DeviceBook:
         assert self.earmarked_bytes >= 0
         if self.plan is None:
             assert self.earmarked_bytes == 0, "bytes are kept for an open plan only"
-            assert all(lease.reclaim is None for lease in live), "only an open plan asks for memory"
+            assert all(
+                lease.reclaim is None or (lease.overuse is not None and lease.reclaim is lease.overuse.order)
+                for lease in live
+            ), "only an open plan asks for memory, or overuse"
         assert all(lease.end_reason is EndReason.NONE for lease in live)
         assert all(lease.residue_bytes >= 0 and not lease.alive for lease in ended)
         for lease in live:

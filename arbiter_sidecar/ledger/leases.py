@@ -44,6 +44,11 @@ class Lease:
         donated_at: When it was asked to give.
         spared_until: Until when it is left in peace after giving.
         wake_cost_s: Seconds it took to come back after it had given; 0 before it was measured.
+        waking_since: When it was told to come back; ``None`` when it is not on its way.
+        over_since: Since when each sample has shown more than it leased, and not by a little; ``None`` when none does.
+        overuse: That it uses clearly more than it leased, and what was done about it; ``None`` when it does not.
+        advised: The quality it would be told if the arbiter did more than observe.
+        settled_at: Up to when the quality it lost, or the bytes it kept, stand in its holder's account.
         measured_over: It was above its limit when it was told that or since, so that a fall proves compliance.
         exited: Which of its processes have exited.
         delivered: Somebody has received it.
@@ -53,6 +58,7 @@ class Lease:
     """
 
     __slots__ = (
+        "advised",
         "applied_revision",
         "charged_bytes",
         "confirmed",
@@ -75,6 +81,8 @@ class Lease:
         "limit_bytes",
         "measured_bytes",
         "measured_over",
+        "over_since",
+        "overuse",
         "planned_at_end",
         "published",
         "quiet_until",
@@ -86,10 +94,12 @@ class Lease:
         "residue_alarmed",
         "residue_bytes",
         "revision",
+        "settled_at",
         "spared_until",
         "suspect",
         "ttl_s",
         "wake_cost_s",
+        "waking_since",
         "zero_samples",
         "zero_since",
     )
@@ -131,6 +141,11 @@ class Lease:
         self.donated_at: deque[float] = deque(maxlen=MAX_DONATIONS)
         self.spared_until = 0.0
         self.wake_cost_s = 0.0
+        self.waking_since: float | None = None
+        self.over_since: float | None = None
+        self.overuse: Overuse | None = None
+        self.advised: float | None = None
+        self.settled_at = now
         self.residue_bytes = 0
         self.planned_at_end = 0
         self.residue_alarmed = False
@@ -146,6 +161,17 @@ class Lease:
     def leaving(self) -> bool:
         """Whether it is wanted as a whole: nobody plans with it any more."""
         return self.reclaim is not None and self.reclaim.whole
+
+    @property
+    def highest_quality(self) -> float:
+        """What it may be told at most: its own best, and less for one that uses more than it leased."""
+        best = self.elastic.max_quality
+        return best if self.overuse is None else min(best, self.overuse.highest_quality)
+
+    @property
+    def overrun_bytes(self) -> int:
+        """What it was measured to use beyond what it is charged; 0 where its use is unknown."""
+        return 0 if self.measured_bytes is None else max(0, self.measured_bytes - self.charged_bytes)
 
     @property
     def state(self) -> LeaseState:
@@ -196,6 +222,29 @@ class Lease:
         if self.suspect:
             return self.deadline
         return max(self.last_beat + SUSPECT_SHARE * self.ttl_s, min(self.quiet_until, self.deadline))
+
+
+class Overuse:
+    """What is done about a lease that uses clearly more than it leased: told less, then asked to give, then revoked.
+
+    Attributes:
+        highest_quality: What it is told at most meanwhile.
+        order: The order to give back what it uses beyond its lease; ``None`` before there was one.
+        due: When the next step is taken, monotonic seconds.
+    """
+
+    __slots__ = ("due", "highest_quality", "order")
+
+    def __init__(self, *, highest_quality: float, due: float) -> None:
+        self.highest_quality = highest_quality
+        self.order: Donation | None = None
+        self.due = due
+
+    def delay(self, seconds: float) -> None:
+        """Moves its deadlines into the future, because the arbiter itself had been away."""
+        self.due += seconds
+        if self.order is not None:
+            self.order.delay(seconds)
 
 
 class Grave(NamedTuple):
@@ -326,6 +375,8 @@ class LeaseBook:
                 lease.deadline += seconds
                 lease.last_beat += seconds
                 lease.quiet_until += seconds
+                if lease.overuse is not None:
+                    lease.overuse.delay(seconds)
 
     def check(self) -> None:
         """Raises ``AssertionError`` where the book contradicts itself."""

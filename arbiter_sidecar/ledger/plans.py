@@ -6,11 +6,19 @@ was asked, less what is charged or measured now.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from enum import IntEnum
 
+from arbiter_sidecar.errors import ArbiterError
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.waiting import Waiter
+from arbiter_sidecar.requests import PreemptionRequest
 from arbiter_sidecar.types import DeviceId, Priority, ReclaimLevel, Ticket
+
+#: Requests to take memory from others that wait, or are remembered by name.
+MAX_ASKED = 1_000
+#: How long an answer is remembered: longer than any sensible retry.
+ASKED_LIFE_S = 600.0
 
 
 class DonationOutcome(IntEnum):
@@ -86,12 +94,80 @@ class Donation:
         self.deadline = now + grace_s
         self.outcome = DonationOutcome.OPEN
 
+    def delay(self, seconds: float) -> None:
+        """Moves its times into the future, because the arbiter itself had been away."""
+        self.asked_at += seconds
+        self.deadline += seconds
+
     def observe(self) -> int:
         """Takes in what the books show now; returns the bytes confirmed since the last look."""
         freed = min(self.planned_bytes, max(0, self.baseline_bytes - self.lease.accounted_bytes))
         gained = max(0, freed - self.confirmed_bytes)
         self.confirmed_bytes += gained
         return gained
+
+
+class Asked:
+    """One caller's request to have memory taken from others, from its arrival until nobody will ask for it again.
+
+    Attributes:
+        number: Its place in the order of arrival: the ticket of its first caller.
+        request: What is wanted.
+        device_id: The device.
+        priority: With which it asks.
+        deadline: When it gives up waiting for its turn, monotonic seconds.
+        tickets: The callers that wait for its end.
+        plan: The preemption it led to; ``None`` before its turn.
+        error: Why it failed; ``None`` when it did not, or has not ended.
+        closed_at: When it ended; ``None`` before.
+    """
+
+    __slots__ = ("closed_at", "deadline", "device_id", "error", "number", "plan", "priority", "request", "tickets")
+
+    def __init__(
+        self, *, number: int, request: PreemptionRequest, device_id: DeviceId, priority: Priority, deadline: float
+    ) -> None:
+        self.number = number
+        self.request = request
+        self.device_id = device_id
+        self.priority = priority
+        self.deadline = deadline
+        self.tickets: list[Ticket] = []
+        self.plan: Plan | None = None
+        self.error: ArbiterError | None = None
+        self.closed_at: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Who asks, and what it calls its request."""
+        return self.request.lease_id, self.request.request_id
+
+
+class AskedLine:
+    """Requests to have memory taken from others: those that wait for their turn, and those that a retry may name."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[int, Asked] = {}
+        self._named: OrderedDict[tuple[str, str], Asked] = OrderedDict()
+
+    def remember(self, asked: Asked) -> None:
+        """Lets a request be found by its name; of too many the oldest is forgotten."""
+        if asked.request.request_id:
+            self._named[asked.key] = asked
+            if len(self._named) > MAX_ASKED:
+                self._named.popitem(last=False)
+
+    def named(self, request: PreemptionRequest, now: float) -> Asked | None:
+        """What an earlier call of this name has led to, unless that is too long ago."""
+        known = self._named.get((request.lease_id, request.request_id)) if request.request_id else None
+        if known is None or (known.closed_at is not None and now - known.closed_at > ASKED_LIFE_S):
+            return None
+        return known
+
+    def first(self, device_id: DeviceId) -> Asked | None:
+        """Whose turn it is on a device: the most important, then the oldest."""
+        here = (asked for asked in self.waiting.values() if asked.device_id == device_id)
+        return min(here, key=lambda asked: (-asked.priority, asked.number), default=None)
 
 
 class Plan:
@@ -102,7 +178,7 @@ class Plan:
         device_id: The device.
         requester: The lease that asks; ``None`` for a waiting request, a person, or the machine itself.
         waiter: The waiting request it is for; ``None`` for others.
-        tickets: The callers that wait for its end.
+        asked: The caller's request; ``None`` where the arbiter itself preempts.
         priority: With which it asks.
         need_bytes: What is needed.
         partial: Less is welcome.
@@ -133,7 +209,7 @@ class Plan:
         self.device_id = device_id
         self.requester = requester
         self.waiter = waiter
-        self.tickets: list[Ticket] = []
+        self.asked: Asked | None = None
         self.priority = priority
         self.need_bytes = need_bytes
         self.partial = partial
@@ -172,5 +248,4 @@ class Plan:
         """Moves every deadline into the future, because the arbiter itself had been away."""
         self.deadline += seconds
         for donation in self.donations.values():
-            donation.asked_at += seconds
-            donation.deadline += seconds
+            donation.delay(seconds)

@@ -282,8 +282,8 @@ def preemption(message: pb.RequestPreemptionRequest, *, wait_at_most_s: float = 
         need_bytes=fields.integer("memory_bytes", message.memory_bytes, least=1),
         allow_partial=message.allow_partial,
         grace_s=None if grace is None else min(grace, wait_at_most_s),
+        request_id=fields.text("request_id", message.request_id),
     )
-    fields.text("request_id", message.request_id)
     fields.verify()
     return asked
 

@@ -61,6 +61,7 @@ class Renderer:
             memory_bytes=donation.short_bytes,
             grace=span(max(0.0, donation.deadline - self._clock.now())),
             level=lease_pb2.ReclaimLevel.ValueType(donation.level),
+            whole=donation.whole,
         )
 
     def plan(self, plan: Plan) -> pb.RequestPreemptionResponse:
@@ -127,6 +128,8 @@ class Renderer:
         )
         if lease.measured_bytes is not None:
             message.measured_memory_bytes = lease.measured_bytes
+        if lease.advised is not None:
+            message.advised_quality = lease.advised
         if lease.reported_bytes is not None:
             message.reported_memory_bytes = lease.reported_bytes
         return message

@@ -77,6 +77,7 @@ class StateServicer:
             state=self._state(),
             stats=self._stats(now),
             notes=self._notes,
+            observe_only=books.config.observe_only,
             accounts=[
                 pb.Account(
                     namespace=account.namespace,
@@ -84,8 +85,11 @@ class StateServicer:
                     reclaims=account.reclaims,
                     reclaim_seconds=account.reclaim_seconds,
                     floor_breaches=account.floor_breaches,
+                    quality_seconds_lost=account.quality_seconds_lost,
+                    ghost_byte_seconds=account.ghost_byte_seconds,
+                    overuses=account.overuses,
                 )
-                for account in books.accounts
+                for account in self._runtime.accounts()
                 if wanted(account.namespace)
             ],
         )

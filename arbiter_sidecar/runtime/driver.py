@@ -17,6 +17,7 @@ from arbiter_sidecar.arbiter import Arbiter, BeatOutcome, Dry, effects, explain
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.arbiter.explain import Explanation
 from arbiter_sidecar.errors import ArbiterError
+from arbiter_sidecar.ledger.accounts import Account
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.plans import Plan
@@ -276,6 +277,10 @@ class Runtime:
         for feed in self._feeds:
             feed.draining()
 
+    def accounts(self) -> list[Account]:
+        """What sharing has cost each holder up to now."""
+        return self._arbiter.accounts(self.clock.now())
+
     def explain_lease(self, lease_id: str) -> Explanation:
         """Why a lease has its quality. Raises LeaseNotFound."""
         return explain.lease(self.books, lease_id, self.clock.now())
@@ -360,7 +365,7 @@ class Runtime:
             return
         if closed.error is not None:
             answer.set_exception(closed.error)
-        else:
+        elif closed.plan is not None:
             answer.set_result(Preempted(closed.plan))
 
     def _watch_process(self, process: Process) -> None:
@@ -396,7 +401,7 @@ class Runtime:
             clock=self.clock,
             rates=rates,
             holders=lambda: list(book.processes()),
-            eager=lambda: book.candidate is not None or self._draining(book),
+            eager=lambda: book.expecting or self._draining(book),
             on_sample=self._sampled,
             on_failure=lambda detail: self._failed(probe.facts.device_id, detail),
         )

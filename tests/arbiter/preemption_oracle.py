@@ -130,5 +130,6 @@ class Watch:
         """Every caller of a preemption has one answer, waits, or has gone."""
         open_plans = [device.plan for device in desk.books.devices.values() if device.plan is not None]
         for ticket, gone in self.tickets.items():
-            waits = any(ticket in plan.tickets for plan in open_plans)
+            asked = [plan.asked for plan in open_plans if plan.asked is not None]
+            waits = any(ticket in each.tickets for each in (*asked, *desk.books.asks.waiting.values()))
             assert (ticket in desk.closed) + waits + gone == 1

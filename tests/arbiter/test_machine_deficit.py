@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arbiter_sidecar import errors
 from arbiter_sidecar.types import EndReason, EventKind
 from tests.arbiter.desk import Desk, gib, wish
 from tests.arbiter.preempting import BACKGROUND, CRITICAL, HIGH, NORMAL, Stage
@@ -141,14 +142,16 @@ def test_nothing_is_asked_when_little_is_known(desk: Desk) -> None:
     assert stage.orders() == "no15!"
 
 
-def test_an_open_plan_goes_first_when_the_machine_becomes_short(desk: Desk) -> None:
+def test_the_machine_goes_first_when_it_becomes_short_while_a_plan_is_open(desk: Desk) -> None:
     stage = Stage(desk, size=60)
     stage.hold("A", BACKGROUND, 20, floor=10)
     stage.hold("R", HIGH, 15, floor=15)
     stage.at(2.0)
     ticket = desk.preempt(2, stage.leases["R"])
     stage.measure(foreign=40.0)
-    assert not stage.plan.machine
-    desk.withdraw(ticket)
     assert stage.plan.machine
+    error = desk.closed[ticket].error
+    assert isinstance(error, errors.NoDonor)
+    assert "the device itself fell short" in error.message
+    assert stage.leases["R"].limit_bytes == gib(15)
     assert desk.ask(wish("late", 5, rigid=True, wait=30))

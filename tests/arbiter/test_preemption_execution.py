@@ -70,7 +70,7 @@ def test_silent_donor_is_revoked_at_the_deadline_and_its_bytes_count_when_measur
     assert (lease.limit_bytes, stage.earmarked) == (gib(10), 0.0)
     stage.measure_gone("A")
     assert desk.closed[ticket].error is None
-    (donation,) = desk.closed[ticket].plan.donations.values()
+    (donation,) = desk.plan_of(ticket).donations.values()
     assert (donation.outcome, donation.confirmed_bytes) == (DonationOutcome.REVOKED, gib(10))
     assert lease.limit_bytes == gib(20)
     assert desk.books.accounts.of("default", "A").floor_breaches == 1
@@ -334,7 +334,7 @@ def test_bytes_of_a_donor_that_releases_itself_count_when_measured_gone(desk: De
     assert stage.open
     stage.measure_gone("A")
     assert desk.closed[ticket].error is None
-    (donation,) = desk.closed[ticket].plan.donations.values()
+    (donation,) = desk.plan_of(ticket).donations.values()
     assert donation.outcome is DonationOutcome.CONFIRMED
 
 
@@ -355,9 +355,8 @@ def test_plan_ends_with_what_came_free_when_an_ended_donor_keeps_the_rest(desk: 
     stage.held["A"] = 20.0
     stage.measure()
     stage.at(desk.now + 14.0)
-    closed = desk.closed[ticket]
-    assert closed.error is None
-    (donation,) = closed.plan.donations.values()
+    assert desk.closed[ticket].error is None
+    (donation,) = desk.plan_of(ticket).donations.values()
     assert (donation.outcome, donation.confirmed_bytes) == (DonationOutcome.PARTIAL, gib(20))
     assert lease.limit_bytes == gib(30)
 

@@ -35,11 +35,11 @@ def test_requester_has_the_bytes_when_its_donors_have_given(
             assert state_of(donor) is LeaseState.RECLAIMING
             assert donor.directive_reason is DirectiveReason.PREEMPTION
             stage.give(name)
-    closed = desk.closed[ticket]
-    assert closed.error is None
-    given = closed.plan.confirmed_bytes
+    assert desk.closed[ticket].error is None
+    plan = desk.plan_of(ticket)
+    given = plan.confirmed_bytes
     assert given == min(gib(need), gib(100) if partial else gib(need))
-    assert {each.outcome for each in closed.plan.donations.values()} == {DonationOutcome.CONFIRMED}
+    assert {each.outcome for each in plan.donations.values()} == {DonationOutcome.CONFIRMED}
     assert lease.limit_bytes == lease.charged_bytes == gib(10) + given
     assert lease.directive_reason is DirectiveReason.PREEMPTION
     taken = {
@@ -200,17 +200,8 @@ def test_caller_joins_the_plan_when_its_lease_has_one_under_way(desk: Desk) -> N
     first, second = desk.preempt(10, lease), desk.preempt(10, lease)
     assert stage.orders() == "A10"
     stage.give("A")
-    assert desk.closed[first].plan is desk.closed[second].plan
+    assert desk.plan_of(first) is desk.plan_of(second)
     assert lease.limit_bytes == gib(20)
-
-
-def test_second_requester_is_turned_away_when_a_plan_is_under_way(desk: Desk) -> None:
-    stage = worked(desk)
-    lease = requester(stage, HIGH)
-    desk.preempt(10, lease)
-    for asked in (taking(10, stage.leases["E"]), taking(10, device="gpu", priority=HIGH)):
-        with pytest.raises(errors.QueueFull):
-            desk.arbiter.preempt(asked, desk.now)
 
 
 def test_bad_wishes_are_refused(desk: Desk) -> None:

@@ -19,7 +19,7 @@ TEN_YEARS = 315_360_000.0
 
 #: Values that no option takes, whatever it is about.
 #: Options that are on or off.
-SWITCHES = ("enforcer.enabled",)
+SWITCHES = ("server.observe-only", "overuse.revoke", "enforcer.enabled")
 NEVER: list[object] = [True, [], ["a"], object(), None]
 BAD_PATHS: list[object] = ["", "a\0b", 3, "~nobody-has-this-name/x"]
 BAD_TIMES: list[object] = [

@@ -22,6 +22,7 @@ class DirectiveReason(IntEnum):
     WORKER_REPORT = 6
     KV_BUDGET = 7
     SHARD_ASSIGNMENT = 8
+    OVERUSE = 9
 
 
 class ReclaimLevel(IntEnum):
@@ -37,8 +38,8 @@ class Reclaim:
     """An order to give memory back within a grace period.
 
     Every directive of the lease carries it until it is done or no longer wanted, so a worker that looks at the newest
-    one only misses no order. ``Directive.memory_limit_bytes`` is already what must be left. An order for all that the
-    worker holds leaves the limit as it was: answer it by releasing the lease.
+    one only misses no order. ``Directive.memory_limit_bytes`` is already what must be left. An order for the ``whole``
+    lease leaves the limit as it was: answer it by releasing the lease.
 
     Attributes:
         reclaim_id: Goes into the acknowledgements.
@@ -46,6 +47,7 @@ class Reclaim:
         kv_tokens: KV tokens to free; 0 when only bytes are asked.
         grace: Seconds that were left when the order was sent; the lease is revoked after them.
         level: Urgency.
+        whole: The lease ends at the deadline whatever was freed by then; finish and release it.
     """
 
     reclaim_id: str
@@ -53,6 +55,7 @@ class Reclaim:
     kv_tokens: int
     grace: float
     level: ReclaimLevel
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,7 @@ def _reclaim(message: lease_pb2.Reclaim) -> Reclaim:
         grace=message.grace.ToNanoseconds() / 1e9,
         # An unknown urgency is taken for the greatest: obeying too fast harms nobody else.
         level=ReclaimLevel(message.level) if message.level in _LEVELS else ReclaimLevel.HARD,
+        whole=message.whole,
     )
 
 

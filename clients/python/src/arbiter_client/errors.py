@@ -14,6 +14,7 @@
     ├── Fenced                  the fence is stale
     ├── Preempted               taken for a more important request
     ├── NoDonor                 nobody may be preempted for this
+    ├── ObserveOnly             the server only watches
     ├── ShuttingDown            the server drains
     ├── Learning                the server has just started
     ├── DeviceStale             the device cannot be measured
@@ -170,6 +171,13 @@ class NoDonor(ArbiterClientError):
     default_reason = "NO_DONOR"
 
 
+class ObserveOnly(ArbiterClientError):
+    """The server only observes and takes nothing from anybody; a dry run says who would give."""
+
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
+    default_reason = "OBSERVE_ONLY"
+
+
 class ShuttingDown(ArbiterClientError):
     """The server is going away; reconnect later."""
 
@@ -286,6 +294,7 @@ BY_REASON: Mapping[str, type[ArbiterClientError]] = {
             Fenced,
             Preempted,
             NoDonor,
+            ObserveOnly,
             ShuttingDown,
             Learning,
             DeviceStale,

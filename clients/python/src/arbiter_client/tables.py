@@ -60,6 +60,8 @@ def state(response: state_service_pb2.GetStateResponse, wall: float, *, colour: 
         head += f"  up {amounts.format_seconds(response.uptime.ToNanoseconds() / 1e9)}"
     if response.draining:
         head += "  draining"
+    if response.observe_only:
+        head += "  observing only: nothing is done to anybody, qualities in brackets are what would be"
     parts = [head, devices(response.devices, colour=colour), leases(response.leases, wall, colour=colour)]
     if response.waiting:
         parts.append(waiting(response.waiting, colour=colour))
@@ -107,7 +109,7 @@ def leases(found: Sequence[lease_pb2.Lease], wall: float, *, colour: bool) -> st
                 _word(lease_pb2.Priority.DESCRIPTOR, lease.priority),
                 _lease_state(lease),
                 lease.device_id,
-                f"{lease.directive.quality:.2f}",
+                _quality(lease),
                 amounts.format_bytes(lease.memory_bytes),
                 amounts.format_bytes(lease.measured_memory_bytes)
                 if lease.HasField("measured_memory_bytes")
@@ -119,6 +121,11 @@ def leases(found: Sequence[lease_pb2.Lease], wall: float, *, colour: bool) -> st
         right=frozenset({6, 7, 8, 9}),
         colour=colour,
     )
+
+
+def _quality(lease: lease_pb2.Lease) -> str:
+    told = f"{lease.directive.quality:.2f}"
+    return f"{told} ({lease.advised_quality:.2f})" if lease.HasField("advised_quality") else told
 
 
 def waiting(found: Sequence[state_service_pb2.WaitingRequest], *, colour: bool) -> str:

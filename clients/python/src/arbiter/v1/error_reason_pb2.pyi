@@ -70,6 +70,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL: a defect of the server; its log has the story."""
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 22
     """CANCELLED: the caller cancelled the request while it waited."""
+    ERROR_REASON_OBSERVE_ONLY: _ErrorReason.ValueType  # 23
+    """FAILED_PRECONDITION: the server only observes and takes nothing from anybody."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Value of `google.rpc.ErrorInfo.reason` in every failed call, with domain "arbiter" and without the prefix
@@ -125,4 +127,6 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 21
 """INTERNAL: a defect of the server; its log has the story."""
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 22
 """CANCELLED: the caller cancelled the request while it waited."""
+ERROR_REASON_OBSERVE_ONLY: ErrorReason.ValueType  # 23
+"""FAILED_PRECONDITION: the server only observes and takes nothing from anybody."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -197,6 +197,8 @@ class _DirectiveReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Direc
     """KV token budgets were divided anew."""
     DIRECTIVE_REASON_SHARD_ASSIGNMENT: _DirectiveReason.ValueType  # 8
     """Layers were assigned anew."""
+    DIRECTIVE_REASON_OVERUSE: _DirectiveReason.ValueType  # 9
+    """The lease is measured to use clearly more than it leased."""
 
 class DirectiveReason(_DirectiveReason, metaclass=_DirectiveReasonEnumTypeWrapper):
     """Why a directive says what it says."""
@@ -219,6 +221,8 @@ DIRECTIVE_REASON_KV_BUDGET: DirectiveReason.ValueType  # 7
 """KV token budgets were divided anew."""
 DIRECTIVE_REASON_SHARD_ASSIGNMENT: DirectiveReason.ValueType  # 8
 """Layers were assigned anew."""
+DIRECTIVE_REASON_OVERUSE: DirectiveReason.ValueType  # 9
+"""The lease is measured to use clearly more than it leased."""
 Global___DirectiveReason: _TypeAlias = DirectiveReason  # noqa: Y015
 
 class _ReclaimLevel:
@@ -256,6 +260,7 @@ class Reclaim(_message.Message):
     KV_TOKENS_FIELD_NUMBER: _builtins.int
     GRACE_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     reclaim_id: _builtins.str
     """Identifies the order; acknowledgements carry it back."""
     memory_bytes: _builtins.int
@@ -264,6 +269,8 @@ class Reclaim(_message.Message):
     """KV tokens to free; 0 when only bytes are asked."""
     level: Global___ReclaimLevel.ValueType
     """Urgency."""
+    whole: _builtins.bool
+    """Everything is wanted: the lease ends at the deadline, whatever was freed by then."""
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
         """Time that was left when this message was made. After it the lease is revoked."""
@@ -276,10 +283,11 @@ class Reclaim(_message.Message):
         kv_tokens: _builtins.int = ...,
         grace: _duration_pb2.Duration | None = ...,
         level: Global___ReclaimLevel.ValueType = ...,
+        whole: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "kv_tokens", b"kv_tokens", "level", b"level", "memory_bytes", b"memory_bytes", "reclaim_id", b"reclaim_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "kv_tokens", b"kv_tokens", "level", b"level", "memory_bytes", b"memory_bytes", "reclaim_id", b"reclaim_id", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +443,7 @@ class Lease(_message.Message):
     PIDS_VISIBLE_FIELD_NUMBER: _builtins.int
     APPLIED_REVISION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    ADVISED_QUALITY_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """Identifies the lease; random, chosen by the server."""
     handle: _builtins.int
@@ -475,6 +484,8 @@ class Lease(_message.Message):
     """Whether the arbiter can see those processes: it notices their death and measures their memory."""
     applied_revision: _builtins.int
     """The newest revision that the holder confirmed."""
+    advised_quality: _builtins.float
+    """Observe-only: the quality it would be told; absent when that is what it was told."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """Time to live after each heartbeat. The holder counts it on its own clock from before it sends."""
@@ -532,15 +543,20 @@ class Lease(_message.Message):
         pids_visible: _builtins.bool = ...,
         applied_revision: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        advised_quality: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_memory_bytes", b"_measured_memory_bytes", "_reported_memory_bytes", b"_reported_memory_bytes", "create_time", b"create_time", "directive", b"directive", "expire_time", b"expire_time", "heartbeat_interval", b"heartbeat_interval", "measured_memory_bytes", b"measured_memory_bytes", "reported_memory_bytes", b"reported_memory_bytes", "ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_advised_quality", b"_advised_quality", "_measured_memory_bytes", b"_measured_memory_bytes", "_reported_memory_bytes", b"_reported_memory_bytes", "advised_quality", b"advised_quality", "create_time", b"create_time", "directive", b"directive", "expire_time", b"expire_time", "heartbeat_interval", b"heartbeat_interval", "measured_memory_bytes", b"measured_memory_bytes", "reported_memory_bytes", b"reported_memory_bytes", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_memory_bytes", b"_measured_memory_bytes", "_reported_memory_bytes", b"_reported_memory_bytes", "applied_revision", b"applied_revision", "create_time", b"create_time", "device_id", b"device_id", "directive", b"directive", "end_reason", b"end_reason", "expire_time", b"expire_time", "fence", b"fence", "full_memory_bytes", b"full_memory_bytes", "handle", b"handle", "heartbeat_interval", b"heartbeat_interval", "holder", b"holder", "labels", b"labels", "lease_id", b"lease_id", "max_quality", b"max_quality", "measured_memory_bytes", b"measured_memory_bytes", "memory_bytes", b"memory_bytes", "min_memory_bytes", b"min_memory_bytes", "min_quality", b"min_quality", "namespace", b"namespace", "pids", b"pids", "pids_visible", b"pids_visible", "priority", b"priority", "reported_memory_bytes", b"reported_memory_bytes", "state", b"state", "ttl", b"ttl", "workload_type", b"workload_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_advised_quality", b"_advised_quality", "_measured_memory_bytes", b"_measured_memory_bytes", "_reported_memory_bytes", b"_reported_memory_bytes", "advised_quality", b"advised_quality", "applied_revision", b"applied_revision", "create_time", b"create_time", "device_id", b"device_id", "directive", b"directive", "end_reason", b"end_reason", "expire_time", b"expire_time", "fence", b"fence", "full_memory_bytes", b"full_memory_bytes", "handle", b"handle", "heartbeat_interval", b"heartbeat_interval", "holder", b"holder", "labels", b"labels", "lease_id", b"lease_id", "max_quality", b"max_quality", "measured_memory_bytes", b"measured_memory_bytes", "memory_bytes", b"memory_bytes", "min_memory_bytes", b"min_memory_bytes", "min_quality", b"min_quality", "namespace", b"namespace", "pids", b"pids", "pids_visible", b"pids_visible", "priority", b"priority", "reported_memory_bytes", b"reported_memory_bytes", "state", b"state", "ttl", b"ttl", "workload_type", b"workload_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__advised_quality: _TypeAlias = _typing.Literal["advised_quality"]  # noqa: Y015
+    _WhichOneofArgType__advised_quality: _TypeAlias = _typing.Literal["_advised_quality", b"_advised_quality"]  # noqa: Y015
     _WhichOneofReturnType__measured_memory_bytes: _TypeAlias = _typing.Literal["measured_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__measured_memory_bytes: _TypeAlias = _typing.Literal["_measured_memory_bytes", b"_measured_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__reported_memory_bytes: _TypeAlias = _typing.Literal["reported_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__reported_memory_bytes: _TypeAlias = _typing.Literal["_reported_memory_bytes", b"_reported_memory_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__advised_quality) -> _WhichOneofReturnType__advised_quality | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_memory_bytes) -> _WhichOneofReturnType__measured_memory_bytes | None: ...
     @_typing.overload

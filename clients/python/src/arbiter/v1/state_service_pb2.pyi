@@ -196,6 +196,16 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Its holder has not answered and was told that it is pressing."""
     EVENT_KIND_PREEMPTION_SETTLED: _EventKind.ValueType  # 21
     """A preemption has ended."""
+    EVENT_KIND_OVERUSE_FOUND: _EventKind.ValueType  # 23
+    """A lease is measured to use clearly more than it leased; it is told less, then asked to give back, then revoked."""
+    EVENT_KIND_OVERUSE_ENDED: _EventKind.ValueType  # 24
+    """It does not any more."""
+    EVENT_KIND_QUALITY_ADVISED: _EventKind.ValueType  # 25
+    """Observe-only: a lease would be told this quality."""
+    EVENT_KIND_GRANT_ADVISED: _EventKind.ValueType  # 26
+    """Observe-only: a request would not have been granted at once at its best."""
+    EVENT_KIND_PREEMPTION_ADVISED: _EventKind.ValueType  # 27
+    """Observe-only: these leases would be asked to go."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened."""
@@ -244,6 +254,16 @@ EVENT_KIND_RECLAIM_ESCALATED: EventKind.ValueType  # 20
 """Its holder has not answered and was told that it is pressing."""
 EVENT_KIND_PREEMPTION_SETTLED: EventKind.ValueType  # 21
 """A preemption has ended."""
+EVENT_KIND_OVERUSE_FOUND: EventKind.ValueType  # 23
+"""A lease is measured to use clearly more than it leased; it is told less, then asked to give back, then revoked."""
+EVENT_KIND_OVERUSE_ENDED: EventKind.ValueType  # 24
+"""It does not any more."""
+EVENT_KIND_QUALITY_ADVISED: EventKind.ValueType  # 25
+"""Observe-only: a lease would be told this quality."""
+EVENT_KIND_GRANT_ADVISED: EventKind.ValueType  # 26
+"""Observe-only: a request would not have been granted at once at its best."""
+EVENT_KIND_PREEMPTION_ADVISED: EventKind.ValueType  # 27
+"""Observe-only: these leases would be asked to go."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -257,6 +277,9 @@ class Account(_message.Message):
     RECLAIMS_FIELD_NUMBER: _builtins.int
     RECLAIM_SECONDS_FIELD_NUMBER: _builtins.int
     FLOOR_BREACHES_FIELD_NUMBER: _builtins.int
+    QUALITY_SECONDS_LOST_FIELD_NUMBER: _builtins.int
+    GHOST_BYTE_SECONDS_FIELD_NUMBER: _builtins.int
+    OVERUSES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Its namespace."""
     holder: _builtins.str
@@ -267,6 +290,12 @@ class Account(_message.Message):
     """Seconds from order to confirmation, of those that were confirmed."""
     floor_breaches: _builtins.int
     """Leases that were taken although their minimum had been agreed."""
+    quality_seconds_lost: _builtins.float
+    """Σ over its leases of the time they were below their best quality, times how far below; in seconds of full quality."""
+    ghost_byte_seconds: _builtins.float
+    """Σ of bytes it kept after the drain grace of an ended lease, times how long, in byte-seconds."""
+    overuses: _builtins.int
+    """How often it was found to use clearly more than it leased."""
     def __init__(
         self,
         *,
@@ -275,10 +304,13 @@ class Account(_message.Message):
         reclaims: _builtins.int = ...,
         reclaim_seconds: _builtins.float = ...,
         floor_breaches: _builtins.int = ...,
+        quality_seconds_lost: _builtins.float = ...,
+        ghost_byte_seconds: _builtins.float = ...,
+        overuses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["floor_breaches", b"floor_breaches", "holder", b"holder", "namespace", b"namespace", "reclaim_seconds", b"reclaim_seconds", "reclaims", b"reclaims"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["floor_breaches", b"floor_breaches", "ghost_byte_seconds", b"ghost_byte_seconds", "holder", b"holder", "namespace", b"namespace", "overuses", b"overuses", "quality_seconds_lost", b"quality_seconds_lost", "reclaim_seconds", b"reclaim_seconds", "reclaims", b"reclaims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -647,6 +679,7 @@ class GetStateResponse(_message.Message):
     STATS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     ACCOUNTS_FIELD_NUMBER: _builtins.int
+    OBSERVE_ONLY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server."""
     server_epoch: _builtins.int
@@ -657,6 +690,8 @@ class GetStateResponse(_message.Message):
     """Name of the quality policy."""
     draining: _builtins.bool
     """It drains."""
+    observe_only: _builtins.bool
+    """The server decides and shows, and does nothing to anybody."""
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
         """How long it has served."""
@@ -705,10 +740,11 @@ class GetStateResponse(_message.Message):
         stats: Global___ArbiterStats | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
         accounts: _abc.Iterable[Global___Account] | None = ...,
+        observe_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "stats", b"stats", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "devices", b"devices", "draining", b"draining", "leases", b"leases", "notes", b"notes", "quality_policy", b"quality_policy", "revision", b"revision", "server_epoch", b"server_epoch", "state", b"state", "stats", b"stats", "uptime", b"uptime", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "devices", b"devices", "draining", b"draining", "leases", b"leases", "notes", b"notes", "observe_only", b"observe_only", "quality_policy", b"quality_policy", "revision", b"revision", "server_epoch", b"server_epoch", "state", b"state", "stats", b"stats", "uptime", b"uptime", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
