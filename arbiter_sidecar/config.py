@@ -366,6 +366,28 @@ class Config:
         default=preemption.COOLDOWN_S,
         metadata=_option("preemption.cooldown", _seconds(), "peace after having given memory back", metavar="TIME"),
     )
+    kv_tokens: int | None = field(
+        default=None,
+        metadata=_option(
+            "kv.tokens", _count, "KV tokens that the engines of a device share; else by its capacity", metavar="COUNT"
+        ),
+    )
+    kv_engine_cap: float = field(
+        default=1.0,
+        metadata=_option("kv.engine-cap", _share, "largest share of one engine in a device's tokens", metavar="SHARE"),
+    )
+    kv_drain_s: float = field(
+        default=5.0,
+        metadata=_option(
+            "kv.drain", _seconds(), "how long an engine may keep more tokens than its budget", metavar="TIME"
+        ),
+    )
+    kv_reservation_s: float = field(
+        default=900.0,
+        metadata=_option(
+            "kv.reservation", _seconds(least=1.0), "when an abandoned reservation returns by itself", metavar="TIME"
+        ),
+    )
     overuse_slack_bytes: int = field(
         default=512 * MIB,
         metadata=_option(

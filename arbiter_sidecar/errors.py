@@ -6,10 +6,12 @@
     ├── ExceedsCapacity         will never fit
     ├── InsufficientMemory      does not fit now
     ├── InsufficientQuality     would fit below the asked minimum quality
+    ├── InsufficientTokens      the engine's KV budget has no room for it now
     ├── WaitTimeout             waited in vain
     ├── Cancelled               the caller went away while waiting
     ├── QueueFull               a bounded table is full
     ├── LeaseNotFound           no such lease
+    ├── ReservationNotFound     no such KV reservation
     ├── DeviceNotFound          no such device
     ├── Fenced                  the fence is stale
     ├── NoDonor                 nobody may be preempted for it
@@ -92,6 +94,14 @@ class InsufficientQuality(ArbiterError):
     retry_after_s = 1.0
 
 
+class InsufficientTokens(ArbiterError):
+    """The engine's KV budget has no room for so many tokens now; wait, or try again soon."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "INSUFFICIENT_TOKENS"
+    retry_after_s = 1.0
+
+
 class WaitTimeout(ArbiterError):
     """The memory did not become free in time."""
 
@@ -119,6 +129,13 @@ class LeaseNotFound(ArbiterError):
 
     code = "NOT_FOUND"
     reason = "LEASE_NOT_FOUND"
+
+
+class ReservationNotFound(ArbiterError):
+    """No such KV reservation; it ended with its lease, expired, or never was."""
+
+    code = "NOT_FOUND"
+    reason = "RESERVATION_NOT_FOUND"
 
 
 class DeviceNotFound(ArbiterError):

@@ -82,19 +82,21 @@ class AllocationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreemptionRequest:
-    """A wish to have memory taken from others.
+    """A wish to have memory or KV tokens taken from others.
 
     Attributes:
         lease_id: The lease that asks; empty for a person.
         device_id: The device; with a lease empty or the lease's own.
         priority: With which it asks; ``None``: the lease's own, NORMAL without a lease.
-        need_bytes: How much, at least 1.
+        need_bytes: How many bytes, at least 1; 0 when tokens are wanted.
+        need_tokens: How many KV tokens, at least 1; 0 when bytes are wanted.
         allow_partial: Less is welcome.
         grace_s: Time from notice to deadline; ``None``: the configured one.
         request_id: Makes a retry safe; empty for none.
     """
 
-    need_bytes: int
+    need_bytes: int = 0
+    need_tokens: int = 0
     lease_id: str = ""
     request_id: str = ""
     device_id: str = ""
@@ -102,6 +104,25 @@ class PreemptionRequest:
     allow_partial: bool = False
     # What is left of the caller's deadline differs from try to try; a retry is the same request all the same.
     grace_s: float | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReservationRequest:
+    """A wish to reserve KV tokens.
+
+    Attributes:
+        lease_id: The engine's lease.
+        fence: Its fence.
+        tokens: How many, at least 1.
+        request_id: Makes a retry safe; empty for none.
+        wait_s: How long to wait for them; 0: not at all.
+    """
+
+    lease_id: str
+    fence: int
+    tokens: int
+    request_id: str = ""
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,6 +136,16 @@ class ReclaimLevel(IntEnum):
     HARD = 2
 
 
+class DonationOutcome(IntEnum):
+    """What became of a donation; OPEN while it is under way."""
+
+    OPEN = 0
+    CONFIRMED = 1
+    PARTIAL = 2
+    REVOKED = 3
+    CANCELLED = 4
+
+
 class EventKind(IntEnum):
     """Kinds of audit events."""
 
@@ -165,6 +175,8 @@ class EventKind(IntEnum):
     QUALITY_ADVISED = 25
     GRANT_ADVISED = 26
     PREEMPTION_ADVISED = 27
+    KV_BUDGET_CHANGED = 28
+    KV_RESERVATION_EXPIRED = 29
 
 
 @dataclass(frozen=True, slots=True)

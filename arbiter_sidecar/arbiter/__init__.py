@@ -1,6 +1,6 @@
 """The combined decision core. Pure and synchronous; see ``core`` for its laws."""
 
-from arbiter_sidecar.arbiter.books import ArbiterConfig, Names, OveruseConfig, PreemptionConfig, QueueConfig
+from arbiter_sidecar.arbiter.books import ArbiterConfig, KvConfig, Names, OveruseConfig, PreemptionConfig, QueueConfig
 from arbiter_sidecar.arbiter.core import Arbiter, Dry
 from arbiter_sidecar.arbiter.explain import Explanation
 from arbiter_sidecar.arbiter.renewal import BeatOutcome, BeatResult
@@ -12,6 +12,7 @@ __all__ = [
     "BeatResult",
     "Dry",
     "Explanation",
+    "KvConfig",
     "Names",
     "OveruseConfig",
     "PreemptionConfig",

@@ -91,7 +91,7 @@ def eligible(books: Books, request: AllocationRequest) -> list[DeviceBook]:
 
     Raises:
         DeviceNotFound: It names a device that is not there.
-        ExceedsCapacity: Its minimum is larger than every device it may use.
+        ExceedsCapacity: Its minimum is larger than every device it may use, or than the KV tokens left to promise.
         DeviceStale: Every device that is large enough is lost.
     """
     found = able(books, request)
@@ -105,7 +105,16 @@ def eligible(books: Books, request: AllocationRequest) -> list[DeviceBook]:
         )
     floor = books.shape(request).floor_bytes
     largest = max(allowed, key=lambda device: device.facts.capacity_bytes)
-    if floor <= largest.facts.capacity_bytes:
+    large = [device for device in allowed if floor <= device.facts.capacity_bytes]
+    for device in large:
+        if not device.lost and request.kv is not None:
+            raise errors.ExceedsCapacity(
+                f"min_tokens {request.kv.min_tokens} do not fit: of {device.kv.total} KV tokens {device.kv.floors} are "
+                "promised already; ask for less",
+                requested_tokens=request.kv.min_tokens,
+                capacity_tokens=device.kv.total,
+            )
+    if large:
         raise errors.DeviceStale(
             f"device {largest.device_id} is lost; retry when it is back", device_id=largest.device_id
         )
@@ -122,9 +131,16 @@ def _allowed(books: Books, request: AllocationRequest) -> list[DeviceBook]:
 
 
 def able(books: Books, request: AllocationRequest) -> list[DeviceBook]:
-    """The devices that are there and large enough for the minimum of a request."""
+    """The devices that are there and large enough for the minimum of a request, in bytes and in KV tokens."""
     floor = books.shape(request).floor_bytes
-    return [device for device in _allowed(books, request) if floor <= device.facts.capacity_bytes and not device.lost]
+    tokens = request.kv.min_tokens if request.kv is not None else 0
+    return [
+        device
+        for device in _allowed(books, request)
+        if floor <= device.facts.capacity_bytes
+        and not device.lost
+        and (tokens == 0 or device.kv.floors + tokens <= device.kv.total)
+    ]
 
 
 def admit(books: Books, now: float) -> None:
@@ -136,7 +152,7 @@ def admit(books: Books, now: float) -> None:
     for device in books.devices.values():
         device.awaited, device.candidate = False, None
     for waiter in books.queue:
-        waiter.closing = False
+        waiter.closing, waiter.reclaiming, waiter.reason = False, False, ""
     heads: dict[DeviceId, Waiter] = {}
     for waiter in _ranked(books, now):
         if all(device.awaited for device in books.devices.values()):
@@ -147,7 +163,7 @@ def admit(books: Books, now: float) -> None:
         if best is None:
             # Its device may have gone while it waited; it waits on, the device may come back.
             waiter.device_id, waiter.reclaiming = None, False
-            waiter.reason = "" if large else "its device is lost"
+            waiter.reason = "" if large else "its device is lost, or has no KV tokens left to promise"
             continue
         head = heads.get(best.device.device_id)
         if best.fits:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from arbiter_sidecar.arbiter import effects
-from arbiter_sidecar.errors import ArbiterError
+from arbiter_sidecar.errors import ArbiterError, Fenced, LeaseNotFound
 from arbiter_sidecar.ledger.accounts import Accounts
 from arbiter_sidecar.ledger.devices import DeviceBook, DeviceRules
+from arbiter_sidecar.ledger.kv import KvPlan, Reservation, WaitingReservation
 from arbiter_sidecar.ledger.leases import Lease, LeaseBook
 from arbiter_sidecar.ledger.plans import Asked, AskedLine, Plan
 from arbiter_sidecar.ledger.statistics import Statistics
 from arbiter_sidecar.ledger.waiting import AdmissionQueue, Waiter
-from arbiter_sidecar.policy import preemption, quality, ranking
+from arbiter_sidecar.policy import kv_budget, preemption, quality, ranking
 from arbiter_sidecar.policy.quality import Elastic, QualityPolicy
 from arbiter_sidecar.requests import AllocationRequest
 from arbiter_sidecar.types import MIB, DeviceId, DirectiveReason, EndReason, EventKind, Ticket, WorkloadType
@@ -28,9 +29,10 @@ FENCES_PER_EPOCH = 1 << 32
 #: be traced, ask again for a quality that was refused, let others in when it has had time to start up, go one step
 #: further because it uses more than it leased. Of a preemption: press the silent, call in, end it. Of a request for
 #: one: end its wait.
-Errand = Literal["alarm", "unlock", "forgive", "unfence", "overuse", "press", "collect", "close", "unask"]
-#: What an errand is about.
-Subject = Lease | Plan | Asked
+Errand = Literal["alarm", "unlock", "forgive", "unfence", "overuse", "press", "collect", "close", "unask", "kv"]
+#: What an errand is about. Of KV tokens: order an engine to free what it keeps beyond its budget, and press it; end the
+#: wait for a reservation, an abandoned reservation, a round of lending.
+Subject = Lease | Plan | Asked | WaitingReservation | Reservation | KvPlan
 #: Failed requests whose reason is remembered for those who ask.
 MAX_FAILURES = 1000
 
@@ -72,6 +74,25 @@ class OveruseConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvConfig:
+    """How KV tokens are shared.
+
+    Attributes:
+        tokens: KV tokens of each device; ``None``: derived from its capacity.
+        engine_cap_permille: Largest share of one engine, in thousandths.
+        drain_s: How long an engine may keep more than its budget before it is ordered to free it, seconds.
+        reservation_s: When an abandoned reservation returns by itself, seconds.
+        max_reservations: Reservations of a device that are open or wait, at most.
+    """
+
+    tokens: int | None = None
+    engine_cap_permille: int = kv_budget.ENGINE_CAP_PERMILLE
+    drain_s: float = 5.0
+    reservation_s: float = 900.0
+    max_reservations: int = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueConfig:
     """How the waiting line is ordered.
 
@@ -96,6 +117,7 @@ class ArbiterConfig:
         rules: When measurements are believed and bytes count as gone.
         preemption: How preemption proceeds.
         overuse: What is done about those that use more than they leased.
+        kv: How KV tokens are shared.
         queue: How the waiting line is ordered.
         pause_guard_s: A longer gap between two calls means the arbiter itself was away; 0 turns the guard off.
         refusal_hold_s: How long a refused target is not asked for again.
@@ -113,6 +135,7 @@ class ArbiterConfig:
     rules: DeviceRules = field(default_factory=DeviceRules)
     preemption: PreemptionConfig = field(default_factory=PreemptionConfig)
     overuse: OveruseConfig = field(default_factory=OveruseConfig)
+    kv: KvConfig = field(default_factory=KvConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     pause_guard_s: float = 0.75
     refusal_hold_s: float = 30.0
@@ -155,12 +178,32 @@ class Books:
         self.asks = AskedLine()
         self.plans_begun = 0
         self.overuse_orders = 0
+        self.kv_orders = 0
+        #: Reservations that have been returned of late, so that returning one twice is fine.
+        self.kv_completed: OrderedDict[str, None] = OrderedDict()
         self._agenda: list[tuple[float, int, Errand, Subject]] = []
         self._errands = 0
 
     def device_of(self, lease: Lease) -> DeviceBook:
         """The book of the device a lease is on."""
         return self.devices[lease.device_id]
+
+    def holder(self, lease_id: str, fence: int, now: float) -> Lease:
+        """The living lease of whoever names its fence.
+
+        Raises:
+            LeaseNotFound: No such lease.
+            Fenced: The fence is not the lease's, or the lease has ended.
+        """
+        lease = self.leases.get(lease_id)
+        known = lease if lease is not None else self.leases.grave(lease_id)
+        if known is None:
+            raise LeaseNotFound(f"no lease {lease_id!r}; it may have been forgotten", lease_id=lease_id)
+        if known.fence != fence:
+            raise Fenced(f"fence {fence} is not that of lease {lease_id!r}", lease_id=lease_id)
+        if lease is None or not lease.alive or lease.deadline <= now:
+            raise Fenced(f"lease {lease_id!r} has ended", lease_id=lease_id)
+        return lease
 
     def shape(self, request: AllocationRequest, refused_floor: float | None = None) -> Elastic:
         """What the solver sees of a request under the present policy.
@@ -226,6 +269,10 @@ class Books:
         device = self.device_of(lease)
         device.close(lease)
         self.leases.end(lease, reason, now)
+        if lease.kv is not None:
+            for waiting in device.kv.close(lease):
+                error = Fenced(f"the lease has ended: {reason.name}", lease_id=lease.lease_id)
+                self.pending.append(effects.ReservationRefused(waiting.ticket, error))
         key = (lease.request.namespace, lease.request.request_id)
         if self.by_request.get(key) is lease:
             del self.by_request[key]

@@ -18,16 +18,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from arbiter_sidecar import errors
-from arbiter_sidecar.arbiter import admission, asking, effects, observing, overuse, preempting, publishing
-from arbiter_sidecar.arbiter.books import ArbiterConfig, Books, Errand, Names
+from arbiter_sidecar.arbiter import (
+    admission,
+    asking,
+    effects,
+    errands,
+    kv,
+    kv_lending,
+    observing,
+    overuse,
+    preempting,
+    publishing,
+)
+from arbiter_sidecar.arbiter.books import ArbiterConfig, Books, Names
 from arbiter_sidecar.arbiter.renewal import BeatOutcome, Renewals
 from arbiter_sidecar.ledger.accounts import Account
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
-from arbiter_sidecar.ledger.plans import Asked, Plan
 from arbiter_sidecar.ledger.waiting import Waiter
 from arbiter_sidecar.policy import capacity, preemption
-from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest
+from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest, ReservationRequest
 from arbiter_sidecar.types import (
     DeviceFacts,
     DeviceHealth,
@@ -35,6 +45,7 @@ from arbiter_sidecar.types import (
     DeviceSample,
     EndReason,
     EventKind,
+    PressureLevel,
     Process,
     Ticket,
 )
@@ -80,7 +91,9 @@ class Arbiter:
         """Enters a device. One that is measured grants nothing before its first sample."""
         now = self._enter(now)
         assert facts.device_id not in self.books.devices
-        device = self.books.devices[facts.device_id] = DeviceBook(facts, self.books.config.rules)
+        device = self.books.devices[facts.device_id] = DeviceBook(
+            facts, self.books.config.rules, kv_tokens=self.books.config.kv.tokens
+        )
         self._reconcile([device], now)
 
     def allocate(self, request: AllocationRequest, now: float) -> Ticket:
@@ -214,12 +227,47 @@ class Arbiter:
     def dry_preempt(self, asked: PreemptionRequest, now: float) -> preemption.Plan:
         """Who would lose what; changes nothing. Raises what ``preempt`` raises about the request itself."""
         now = self._enter(now)
-        return preempting.draft(self.books, asking.wish_of(self.books, asked, now), now)
+        return asking.dry(self.books, asked, now)
 
     def withdraw(self, ticket: Ticket, now: float) -> None:
         """The caller of a preemption has gone; when nobody is left that waits for it the donors are let off."""
         now = self._enter(now)
         device = asking.leave(self.books, ticket, now)
+        if device is not None:
+            self._reconcile([device], now)
+
+    def reserve(self, asked: ReservationRequest, now: float) -> Ticket:
+        """Reserves KV tokens. The answer comes as ``Reserved`` or ``ReservationRefused`` with the returned ticket.
+
+        Raises:
+            ShuttingDown: The server drains.
+            LeaseNotFound: The lease is unknown or has been forgotten.
+            Fenced: The fence is not the lease's, or it has ended.
+            InvalidRequest: The lease is no KV engine.
+            IdempotencyMismatch: The request id was used with another number of tokens.
+            ExceedsCapacity: It can never fit.
+            QueueFull: Too many reservations wait or are open already.
+        """
+        now = self._enter(now)
+        if self.books.draining:
+            raise errors.ShuttingDown()
+        ticket = Ticket(self._tickets + 1)
+        device = kv.reserve(self.books, asked, ticket, now)
+        self._tickets = ticket
+        self._reconcile([device], now)
+        return ticket
+
+    def complete(self, reservation_id: str, now: float) -> None:
+        """Returns a reservation of KV tokens; once more is fine. Raises ReservationNotFound."""
+        now = self._enter(now)
+        device = kv.complete(self.books, reservation_id)
+        if device is not None:
+            self._reconcile([device], now)
+
+    def abandon(self, ticket: Ticket, now: float) -> None:
+        """The caller of a reservation has gone: it neither waits nor holds anything."""
+        now = self._enter(now)
+        device = kv.withdraw(self.books, ticket)
         if device is not None:
             self._reconcile([device], now)
 
@@ -253,6 +301,8 @@ class Arbiter:
         outcome = self._renewals.take(beat, now)
         if outcome.touched:
             self._reconcile([self.books.devices[device_id] for device_id in outcome.touched], now)
+        for device_id in outcome.eased:
+            self._watch_pressure(self.books.devices[device_id], now)
         return outcome
 
     def confirm(self, lease_ids: Iterable[str], now: float) -> None:
@@ -316,7 +366,9 @@ class Arbiter:
             books.bury(lease, now)
         overuse.look(books, device, now)
         for lease in device.live.values():
-            if lease.measured_over and lease.measured_bytes is not None and lease.measured_bytes <= lease.limit_bytes:
+            # What was measured before it was told less proves nothing.
+            proven = lease.measured_over and taken_at >= lease.told_at and lease.measured_bytes is not None
+            if proven and (lease.measured_bytes or 0) <= lease.limit_bytes:
                 device.charge(lease, lease.limit_bytes)
         self._reconcile([device], now)
 
@@ -371,6 +423,7 @@ class Arbiter:
                 self._renewals.expire(lease, now)
             else:
                 lease.suspect = True
+                books.device_of(lease).kv.dirty |= lease.kv is not None
                 books.happened(EventKind.LEASE_SUSPECT, lease, silent_s=round(now - lease.last_beat, 3))
             return books.device_of(lease)
         waiter = books.queue.due(now)
@@ -380,41 +433,7 @@ class Arbiter:
         errand = books.due_errand(now)
         if errand is None:
             return None
-        name, subject = errand
-        device = books.devices[subject.device_id]
-        if isinstance(subject, Plan):
-            self._plan_errand(name, subject, now)
-        elif isinstance(subject, Asked):
-            asking.time_out(books, subject, now)
-        elif books.leases.get(subject.lease_id) is not None:
-            # Else it went by itself before its errand came up.
-            self._lease_errand(name, subject, now)
-        return device
-
-    def _lease_errand(self, name: Errand, lease: Lease, now: float) -> None:
-        if name == "unlock" and not self.books.device_of(lease).traceable(lease):
-            self.books.bury(lease, now)
-        elif name == "forgive":
-            self._renewals.forgive(lease, now)
-        elif name == "overuse":
-            overuse.go_on(self.books, lease, now)
-        elif name == "alarm":
-            self.books.settle(lease, now)
-            lease.residue_alarmed = True
-            self.books.happened(EventKind.RESIDUE_ALARM, lease, residue_bytes=lease.residue_bytes)
-
-    def _plan_errand(self, name: Errand, plan: Plan, now: float) -> None:
-        device = self.books.devices[plan.device_id]
-        # What came free in this very moment counts.
-        preempting.follow(self.books, device, now)
-        if device.plan is not plan:
-            return
-        if name == "press":
-            preempting.press(self.books, plan, now)
-        elif name == "collect":
-            preempting.collect(self.books, plan, now)
-        elif plan.deadline <= now:
-            preempting.close(self.books, plan, now)
+        return errands.run(books, self._renewals, *errand, now)
 
     # Queries ----------------------------------------------------------------------------------------------------------
 
@@ -456,6 +475,7 @@ class Arbiter:
         if guard and gap > guard and len(self.books.leases):
             self.books.leases.delay(gap)
             preempting.delay(self.books, gap)
+            kv_lending.delay(self.books, gap)
             self.books.event(EventKind.PAUSE_ABSORBED, seconds=round(gap, 3), leases=len(self.books.leases))
         return now
 
@@ -463,6 +483,7 @@ class Arbiter:
         everywhere = self.books.devices.values()
         for device in everywhere:
             preempting.follow(self.books, device, now)
+            kv_lending.follow(self.books, device, now)
             if self.books.asks.waiting:
                 asking.next_turn(self.books, device, now)
         if len(self.books.queue) or any(device.awaited for device in everywhere):
@@ -483,12 +504,14 @@ class Arbiter:
                 observing.advise(self.books, device, now)
             elif (short := publishing.publish(self.books, device, now)) > 0:
                 preempting.for_machine(self.books, device, short, now)
+            kv.publish(self.books, device, now)
             self._watch_health(device, now)
             self._watch_pressure(device, now)
 
     def _watch_pressure(self, device: DeviceBook, now: float) -> None:
         books = self.books
         books.stats.pressure.set(max((each.pressure for each in books.devices.values()), default=0.0), now)
+        device.peak_bytes = max(device.peak_bytes, device.taken_bytes)
         level = capacity.level(device.level, device.pressure)
         if level is not device.level:
             books.event(
@@ -498,6 +521,7 @@ class Arbiter:
                 before=device.level.name,
                 pressure=round(device.pressure, 4),
             )
+            books.stats.critical_entries += level is PressureLevel.CRITICAL
             device.level = level
 
     def _watch_health(self, device: DeviceBook, now: float) -> None:

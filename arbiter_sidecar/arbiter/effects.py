@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from arbiter_sidecar.errors import ArbiterError
+from arbiter_sidecar.ledger.kv import KvPlan, Reservation
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.plans import Plan
 from arbiter_sidecar.types import EventKind, Ticket
@@ -73,8 +74,24 @@ class PlanClosed:
     """
 
     ticket: Ticket
-    plan: Plan | None
+    plan: Plan | KvPlan | None
     error: ArbiterError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """The caller of this ticket has a KV reservation."""
+
+    ticket: Ticket
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRefused:
+    """The caller of this ticket has none."""
+
+    ticket: Ticket
+    error: ArbiterError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,4 +107,16 @@ class Happened:
     fields: Mapping[str, str] = field(default_factory=dict)
 
 
-Effect = Granted | Refused | Opened | DirectiveChanged | Ended | Drained | ReclaimCancelled | PlanClosed | Happened
+Effect = (
+    Granted
+    | Refused
+    | Opened
+    | DirectiveChanged
+    | Ended
+    | Drained
+    | ReclaimCancelled
+    | PlanClosed
+    | Reserved
+    | ReservationRefused
+    | Happened
+)

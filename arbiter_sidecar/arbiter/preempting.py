@@ -10,14 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arbiter_sidecar import errors
-from arbiter_sidecar.arbiter import effects
+from arbiter_sidecar.arbiter import callers, effects
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
-from arbiter_sidecar.ledger.plans import Asked, Donation, DonationOutcome, Plan
+from arbiter_sidecar.ledger.plans import Donation, Plan
 from arbiter_sidecar.ledger.waiting import Waiter
 from arbiter_sidecar.policy import preemption, publication
-from arbiter_sidecar.types import DirectiveReason, EndReason, EventKind, LeaseId, Priority, ReclaimLevel
+from arbiter_sidecar.types import (
+    DirectiveReason,
+    DonationOutcome,
+    EndReason,
+    EventKind,
+    LeaseId,
+    Priority,
+    ReclaimLevel,
+)
 
 #: A donor that has not answered after this part of its grace, or this many seconds, is told that it is pressing.
 ANSWER_SHARE = 0.25
@@ -138,6 +146,7 @@ def _ask(books: Books, plan: Plan, chosen: preemption.Plan, now: float) -> None:
         if not each.whole:
             books.settle(lease, now)
             squeeze(device, lease, each.amount)
+            donation.limit_bytes, lease.told_at = lease.limit_bytes, now
         lease.donated_at.append(now)
         books.accounts.of(lease.request.namespace, lease.request.holder).reclaims += 1
         books.announce(lease, DirectiveReason.PREEMPTION)
@@ -345,6 +354,7 @@ def close(books: Books, plan: Plan, now: float, *, withdrawn: errors.ArbiterErro
         _credit(books, plan.requester, got)
     for donation in plan.donations.values():
         _finish(books, donation, now)
+        donation.lease.spared_until = now + books.config.preemption.cooldown_s
     error = withdrawn
     if enough:
         books.stats.preemptions += 1
@@ -353,7 +363,7 @@ def close(books: Books, plan: Plan, now: float, *, withdrawn: errors.ArbiterErro
             f"{got} of {plan.need_bytes} bytes came free in time", confirmed=got, needed=plan.need_bytes
         )
     if plan.asked is not None:
-        answer(books, plan.asked, error, now)
+        callers.answer(books, plan.asked, error, now)
     books.event(
         EventKind.PREEMPTION_SETTLED,
         device_id=plan.device_id,
@@ -365,13 +375,6 @@ def close(books: Books, plan: Plan, now: float, *, withdrawn: errors.ArbiterErro
         memory_limit_bytes=plan.requester.limit_bytes if plan.requester is not None else 0,
         outcome="withdrawn" if withdrawn is not None else "enough" if enough else "too_little",
     )
-
-
-def answer(books: Books, asked: Asked, error: errors.ArbiterError | None, now: float) -> None:
-    """Tells everybody who asked what came of it, and keeps that for those who ask again."""
-    asked.error, asked.closed_at = error, now
-    books.pending.extend(effects.PlanClosed(ticket, asked.plan, error) for ticket in asked.tickets)
-    asked.tickets.clear()
 
 
 def _finish(books: Books, donation: Donation, now: float) -> None:

@@ -96,6 +96,7 @@ def tell(books: Books, device: DeviceBook, lease: Lease, state: Published, now: 
     """Publishes a new quality to one lease."""
     before = lease.quality
     books.settle(lease, now)
+    lease.told_at = now
     device.publish(lease, state)
     mean = books.stats.kind(lease.request.workload)
     if mean is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from arbiter_sidecar.arbiter import kv
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.ledger.leases import Grave, Lease
 from arbiter_sidecar.ledger.plans import Donation
@@ -43,12 +44,14 @@ class BeatOutcome:
     Attributes:
         results: One for each report, and one for each handle that was not renewed or has an unapplied directive.
         stale: It came later than a newer one of the same worker and was ignored.
-        touched: Devices on which it made bytes free, or targets impossible.
+        touched: Devices on which it made bytes free that somebody waits for, or targets impossible.
+        eased: Devices on which it made bytes free that nobody waits for.
     """
 
     results: list[BeatResult] = field(default_factory=list)
     stale: bool = False
     touched: dict[DeviceId, None] = field(default_factory=dict)
+    eased: dict[DeviceId, None] = field(default_factory=dict)
 
 
 class Renewals:
@@ -107,7 +110,11 @@ class Renewals:
             outcome.touched[lease.device_id] = None
             return False
         lease.last_beat = now
-        lease.suspect = False
+        if lease.suspect:
+            lease.suspect = False
+            if lease.kv is not None:
+                self._books.device_of(lease).kv.dirty = True
+                outcome.touched[lease.device_id] = None
         lease.deadline = max(now + lease.ttl_s, lease.quiet_until)
         if not lease.confirmed:
             self.confirm(lease)
@@ -141,13 +148,19 @@ class Renewals:
     def _take_in(self, lease: Lease, report: Report, now: float, outcome: BeatOutcome) -> None:
         if report.used_memory_bytes is not None:
             lease.reported_bytes = report.used_memory_bytes
-        if report.kv is not None:
-            lease.kv_usage = report.kv
+        if report.kv is not None and kv.hear(self._books, lease, report.kv):
+            outcome.touched[lease.device_id] = None
         if report.busy_for_s > 0.0 and lease.request.processes:
             # The life of its processes stands for heartbeats meanwhile; without any to see, silence means nothing good.
             lease.quiet_until = max(lease.quiet_until, now + report.busy_for_s)
             lease.deadline = max(lease.deadline, lease.quiet_until)
         self._hear_acks(lease, report, outcome)
+        self._apply_directive(lease, report, now, outcome)
+        if lease.kv is not None and kv.confirm(self._books, lease, now):
+            outcome.touched[lease.device_id] = None
+
+    def _apply_directive(self, lease: Lease, report: Report, now: float, outcome: BeatOutcome) -> None:
+        """What the holder made of the newest directive it names."""
         if not lease.applied_revision < report.applied_revision <= lease.revision:
             return
         if report.outcome is ReportOutcome.REFUSED:
@@ -165,13 +178,17 @@ class Renewals:
 
     def _hear_acks(self, lease: Lease, report: Report, outcome: BeatOutcome) -> None:
         """The holder answers an order to give memory back. What it says only counts where the books agree."""
-        donation = lease.reclaim
+        donation, order = lease.reclaim, lease.kv.order if lease.kv is not None else None
         for ack in report.reclaim_acks:
+            if order is not None and ack.reclaim_id == order.reclaim_id and not order.acknowledged:
+                order.acknowledged = True
+                self._books.happened(EventKind.RECLAIM_ACKNOWLEDGED, lease, reclaim_id=order.reclaim_id)
             if donation is None or ack.reclaim_id != donation.reclaim_id:
                 continue
             self._acknowledge(lease, donation)
-            if ack.done and not donation.whole and lease.charged_bytes > lease.limit_bytes:
-                self._books.device_of(lease).charge(lease, lease.limit_bytes)
+            left = max(lease.limit_bytes, donation.limit_bytes)
+            if ack.done and not donation.whole and lease.charged_bytes > left:
+                self._books.device_of(lease).charge(lease, left)
                 outcome.touched[lease.device_id] = None
 
     def _acknowledge(self, lease: Lease, donation: Donation) -> None:
@@ -197,6 +214,8 @@ class Renewals:
             device.charge(lease, lease.limit_bytes)
             if device.candidate is not None or device.starved or device.plan is not None:
                 outcome.touched[lease.device_id] = None
+            else:
+                outcome.eased[lease.device_id] = None
 
     def _refuse(self, lease: Lease, report: Report, now: float, outcome: BeatOutcome) -> None:
         """The holder cannot go so low: plan once more with what it can reach, and do not ask again for a while."""

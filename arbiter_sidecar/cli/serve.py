@@ -15,7 +15,15 @@ import structlog
 
 from arbiter_sidecar import __version__
 from arbiter_sidecar.adapters import clock, detect, instance, probing, processes
-from arbiter_sidecar.arbiter import Arbiter, ArbiterConfig, Names, OveruseConfig, PreemptionConfig, QueueConfig
+from arbiter_sidecar.arbiter import (
+    Arbiter,
+    ArbiterConfig,
+    KvConfig,
+    Names,
+    OveruseConfig,
+    PreemptionConfig,
+    QueueConfig,
+)
 from arbiter_sidecar.cli import logs
 from arbiter_sidecar.config import Config
 from arbiter_sidecar.ledger.devices import DeviceRules
@@ -84,6 +92,12 @@ def _core(config: Config, epoch: int, now: float) -> Arbiter:
             grace_s=config.preemption_grace_s,
             settle_s=config.drain_grace_s,
             cooldown_s=config.preemption_cooldown_s,
+        ),
+        kv=KvConfig(
+            tokens=config.kv_tokens,
+            engine_cap_permille=round(config.kv_engine_cap * 1000),
+            drain_s=config.kv_drain_s,
+            reservation_s=config.kv_reservation_s,
         ),
         overuse=OveruseConfig(
             slack_bytes=config.overuse_slack_bytes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from arbiter_sidecar.ledger.kv import KvBook, derived_tokens
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.plans import Donation, Plan
 from arbiter_sidecar.policy import attribution, capacity
@@ -69,12 +70,15 @@ class DeviceBook:
         earmarked_bytes: Bytes that came free for a requester and are nobody else's.
         starved: A rise was due for which there were no bytes.
         below_best: How many living leases are published below their best quality.
+        kv: Its KV tokens.
+        peak_bytes: The most that was taken of it at any time.
         advised_donors: Who would be asked to go if the arbiter did more than observe.
     """
 
-    def __init__(self, facts: DeviceFacts, rules: DeviceRules) -> None:
+    def __init__(self, facts: DeviceFacts, rules: DeviceRules, *, kv_tokens: int | None = None) -> None:
         self.facts = facts
         self.rules = rules
+        self.kv = KvBook(derived_tokens(facts.capacity_bytes) if kv_tokens is None else kv_tokens)
         self.live: dict[int, Lease] = {}
         self.ended: dict[int, Lease] = {}
         self.granted_bytes = 0
@@ -98,6 +102,7 @@ class DeviceBook:
         self.starter: Lease | None = None
         self.plan: Plan | None = None
         self.earmarked_bytes = 0
+        self.peak_bytes = 0
         self.advised_donors: tuple[str, ...] = ()
         self.reported_health = DeviceHealth.OK if not self.measured else DeviceHealth.UNKNOWN
 
@@ -129,6 +134,11 @@ class DeviceBook:
         )
 
     @property
+    def taken_bytes(self) -> int:
+        """What is taken of it: promised, still held and foreign together, or what was measured where that is more."""
+        return max(self.granted_bytes + self.residue_bytes + self.foreign_bytes, self.used_bytes or 0)
+
+    @property
     def expecting(self) -> bool:
         """Whether bytes are expected to come free, so that measuring often pays."""
         return self.candidate is not None or any(lease.reclaim is not None for lease in self.live.values())
@@ -151,7 +161,7 @@ class DeviceBook:
 
     def fence_ends(self, lease: Lease) -> float:
         """Until when a starting lease keeps others from growing and shrinking, at the latest."""
-        return lease.created_at + min(lease.request.startup_window_s, self.rules.startup_fence_s)
+        return lease.starting_until
 
     def fenced_by(self, now: float) -> Lease | None:
         """The lease that is starting up: it measures what is free, so nobody else may change that meanwhile."""
@@ -196,8 +206,11 @@ class DeviceBook:
     def open(self, lease: Lease) -> None:
         """Enters a newly granted lease with its charge."""
         self.live[lease.fence] = lease
+        if lease.kv is not None:
+            self.kv.open(lease)
         if lease.request.startup_window_s > 0.0:
             self.starter = lease
+            lease.starting_until = lease.created_at + min(lease.request.startup_window_s, self.rules.startup_fence_s)
         self.granted_bytes += lease.charged_bytes
         self.accounted_bytes += lease.accounted_bytes
         self._count_in(lease)
@@ -314,7 +327,7 @@ class DeviceBook:
                 # What cannot be read stays as it was read last: not knowing frees nothing.
                 continue
             if lease.alive:
-                self._measure(lease, found)
+                self._measure(lease, found, taken_at)
             elif taken_at >= lease.ended_at and self._see_residue(lease, found, taken_at):
                 gone.append(lease)
         return gone
@@ -323,11 +336,11 @@ class DeviceBook:
     def _expected(lease: Lease) -> int:
         return lease.charged_bytes if lease.alive else lease.residue_bytes
 
-    def _measure(self, lease: Lease, found: int) -> None:
+    def _measure(self, lease: Lease, found: int, taken_at: float) -> None:
         self.accounted_bytes -= lease.accounted_bytes
         lease.measured_bytes = found
         self.accounted_bytes += lease.accounted_bytes
-        if found > lease.limit_bytes:
+        if found > lease.limit_bytes and taken_at >= lease.told_at:
             lease.measured_over = True
 
     def _see_residue(self, lease: Lease, found: int, taken_at: float) -> bool:
@@ -344,6 +357,9 @@ class DeviceBook:
         return lease.zero_samples >= self.rules.zero_samples and taken_at - lease.zero_since >= self.rules.zero_span_s
 
     def _see_foreign(self, sample: DeviceSample) -> None:
+        if sample.foreign_bytes is None and sample.used_bytes is None:
+            # Not knowing lets nobody grow.
+            return
         self.foreign_estimated = sample.foreign_bytes is None
         if sample.foreign_bytes is not None:
             self.foreign_bytes = sample.foreign_bytes
@@ -406,6 +422,8 @@ class DeviceBook:
         assert self.demand_bytes == sum(lease.elastic.bytes_at(lease.elastic.max_quality) for lease in staying)
         assert self.below_best == sum(lease.quality < lease.elastic.max_quality for lease in staying)
         assert self.earmarked_bytes >= 0
+        self.kv.check()
+        assert list(self.kv.engines.values()) == [lease for lease in live if lease.kv is not None]
         if self.plan is None:
             assert self.earmarked_bytes == 0, "bytes are kept for an open plan only"
             assert all(

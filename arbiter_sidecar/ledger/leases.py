@@ -10,9 +10,10 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from arbiter_sidecar.ledger.kv import KvState
 from arbiter_sidecar.policy.publication import Published
 from arbiter_sidecar.policy.quality import Elastic
-from arbiter_sidecar.requests import AllocationRequest, KvUsage
+from arbiter_sidecar.requests import AllocationRequest
 from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, LeaseId, LeaseState, Process
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Lease:
         charged_bytes: Bytes the books hold for it; above ``limit_bytes`` until a reduction is confirmed.
         measured_bytes: Bytes its processes hold; ``None`` when unknown.
         reclaim: An open order to give memory back.
+        kv: What is known of it as a KV engine; ``None`` when it is none.
         credit_bytes: Bytes that preemption has added to what was asked for.
         donated_at: When it was asked to give.
         spared_until: Until when it is left in peace after giving.
@@ -48,6 +50,8 @@ class Lease:
         over_since: Since when each sample has shown more than it leased, and not by a little; ``None`` when none does.
         overuse: That it uses clearly more than it leased, and what was done about it; ``None`` when it does not.
         advised: The quality it would be told if the arbiter did more than observe.
+        told_at: When it was last told another limit, monotonic seconds.
+        starting_until: Until when it may start up undisturbed; 0 when it announced nothing.
         settled_at: Up to when the quality it lost, or the bytes it kept, stand in its holder's account.
         measured_over: It was above its limit when it was told that or since, so that a fall proves compliance.
         exited: Which of its processes have exited.
@@ -75,7 +79,7 @@ class Lease:
         "exited",
         "fence",
         "handle",
-        "kv_usage",
+        "kv",
         "last_beat",
         "lease_id",
         "limit_bytes",
@@ -96,7 +100,9 @@ class Lease:
         "revision",
         "settled_at",
         "spared_until",
+        "starting_until",
         "suspect",
+        "told_at",
         "ttl_s",
         "wake_cost_s",
         "waking_since",
@@ -130,7 +136,7 @@ class Lease:
         self.measured_bytes: int | None = None
         self.measured_over = False
         self.reported_bytes: int | None = None
-        self.kv_usage: KvUsage | None = None
+        self.kv = KvState(request.kv) if request.kv is not None else None
         self.revision = 0
         self.applied_revision = 0
         self.directive_reason = DirectiveReason.GRANT
@@ -145,6 +151,8 @@ class Lease:
         self.over_since: float | None = None
         self.overuse: Overuse | None = None
         self.advised: float | None = None
+        self.told_at = now
+        self.starting_until = 0.0
         self.settled_at = now
         self.residue_bytes = 0
         self.planned_at_end = 0
@@ -375,6 +383,7 @@ class LeaseBook:
                 lease.deadline += seconds
                 lease.last_beat += seconds
                 lease.quiet_until += seconds
+                lease.starting_until += seconds
                 if lease.overuse is not None:
                     lease.overuse.delay(seconds)
 

@@ -7,28 +7,18 @@ was asked, less what is charged or measured now.
 from __future__ import annotations
 
 from collections import OrderedDict
-from enum import IntEnum
 
 from arbiter_sidecar.errors import ArbiterError
+from arbiter_sidecar.ledger.kv import KvPlan
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.waiting import Waiter
 from arbiter_sidecar.requests import PreemptionRequest
-from arbiter_sidecar.types import DeviceId, Priority, ReclaimLevel, Ticket
+from arbiter_sidecar.types import DeviceId, DonationOutcome, Priority, ReclaimLevel, Ticket
 
 #: Requests to take memory from others that wait, or are remembered by name.
 MAX_ASKED = 1_000
 #: How long an answer is remembered: longer than any sensible retry.
 ASKED_LIFE_S = 600.0
-
-
-class DonationOutcome(IntEnum):
-    """What became of a donation; OPEN while it is under way."""
-
-    OPEN = 0
-    CONFIRMED = 1
-    PARTIAL = 2
-    REVOKED = 3
-    CANCELLED = 4
 
 
 class Donation:
@@ -40,6 +30,7 @@ class Donation:
         planned_bytes: What it is asked for.
         baseline_bytes: What was charged or measured for it when it was asked; of one that is wanted whole no more than
             what it is asked for, because what it holds beyond that is due anyway.
+        limit_bytes: What the order leaves it; it may be told still less meanwhile, which its answer is not about.
         confirmed_bytes: What the books show to be free since; never falls.
         whole: The lease as a whole is wanted; at the deadline it is revoked.
         level: Urgency.
@@ -57,6 +48,7 @@ class Donation:
         "deadline",
         "lease",
         "level",
+        "limit_bytes",
         "outcome",
         "planned_bytes",
         "reclaim_id",
@@ -70,6 +62,7 @@ class Donation:
         self.lease = lease
         self.planned_bytes = planned_bytes
         self.baseline_bytes = planned_bytes if whole else lease.accounted_bytes
+        self.limit_bytes = lease.limit_bytes
         self.confirmed_bytes = 0
         self.whole = whole
         self.level = ReclaimLevel.SOFT
@@ -117,7 +110,7 @@ class Asked:
         priority: With which it asks.
         deadline: When it gives up waiting for its turn, monotonic seconds.
         tickets: The callers that wait for its end.
-        plan: The preemption it led to; ``None`` before its turn.
+        plan: The preemption of memory or of tokens it led to; ``None`` before its turn.
         error: Why it failed; ``None`` when it did not, or has not ended.
         closed_at: When it ended; ``None`` before.
     """
@@ -133,7 +126,7 @@ class Asked:
         self.priority = priority
         self.deadline = deadline
         self.tickets: list[Ticket] = []
-        self.plan: Plan | None = None
+        self.plan: Plan | KvPlan | None = None
         self.error: ArbiterError | None = None
         self.closed_at: float | None = None
 
@@ -164,9 +157,13 @@ class AskedLine:
             return None
         return known
 
-    def first(self, device_id: DeviceId) -> Asked | None:
-        """Whose turn it is on a device: the most important, then the oldest."""
-        here = (asked for asked in self.waiting.values() if asked.device_id == device_id)
+    def first(self, device_id: DeviceId, *, tokens: bool) -> Asked | None:
+        """Whose turn it is on a device, for memory or for tokens: the most important, then the oldest."""
+        here = (
+            asked
+            for asked in self.waiting.values()
+            if asked.device_id == device_id and bool(asked.request.need_tokens) is tokens
+        )
         return min(here, key=lambda asked: (-asked.priority, asked.number), default=None)
 
 

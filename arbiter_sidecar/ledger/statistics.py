@@ -77,6 +77,7 @@ class Statistics:
         self.expired = 0
         self.orphaned = 0
         self.preemptions = 0
+        self.critical_entries = 0
         self.reductions = 0
         self.raises = 0
         self.heartbeats = 0

@@ -227,8 +227,8 @@ def plan(
     Args:
         candidates: The leases of one device.
         need: Bytes or tokens; nothing is planned for 0 or less.
-        requester: For whom; ``None`` when the machine itself is short. Then nobody is too important, too new, protected
-            or spared: the alternative is that everybody runs out of memory.
+        requester: For whom; ``None`` when the machine itself is short. Then nobody is too important, too new, silent,
+            protected or spared: the alternative is that everybody runs out of memory.
         now: Monotonic seconds.
         rules: What to respect.
         allow_partial: Take what there is when it is not enough; otherwise nothing is taken.
@@ -303,7 +303,7 @@ def _obstacle(
         right = _right(candidate, requester, rules)
         if right is not None:
             return right
-    if not candidate.healthy:
+    if not candidate.healthy and requester is not None:
         return Reason.UNHEALTHY
     if candidate.lease_id in fell_short:
         return Reason.FELL_SHORT

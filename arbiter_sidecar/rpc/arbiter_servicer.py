@@ -54,8 +54,8 @@ class ArbiterServicer:
                 "StreamQuality": handlers.server_stream(pb.StreamQualityRequest, self._stream_quality),
                 "Session": handlers.both_streams("arbiter.v1.SessionRequest", self._session),
                 "RequestPreemption": handlers.unary(pb.RequestPreemptionRequest, self._preempt),
-                "ReserveKv": handlers.unary(pb.ReserveKvRequest, self._not_served),
-                "CompleteKv": handlers.unary(pb.CompleteKvRequest, self._not_served),
+                "ReserveKv": handlers.unary(pb.ReserveKvRequest, self._reserve),
+                "CompleteKv": handlers.unary(pb.CompleteKvRequest, self._complete),
             },
         )
 
@@ -76,10 +76,11 @@ class ArbiterServicer:
     async def _preempt(self, message: pb.RequestPreemptionRequest, context: Context) -> pb.RequestPreemptionResponse:
         return await self._calls.preempt(message, context.time_remaining())
 
-    async def _not_served(
-        self, message: pb.ReserveKvRequest | pb.CompleteKvRequest, _: Context
-    ) -> pb.CompleteKvResponse:
-        raise errors.NotServed(f"this server does not serve {message.DESCRIPTOR.name.removesuffix('Request')} yet")
+    async def _reserve(self, message: pb.ReserveKvRequest, context: Context) -> pb.ReserveKvResponse:
+        return await self._calls.reserve(message, context.time_remaining())
+
+    async def _complete(self, message: pb.CompleteKvRequest, _: Context) -> pb.CompleteKvResponse:
+        return self._calls.complete(message)
 
     async def _stream_quality(self, message: pb.StreamQualityRequest, context: Context) -> None:
         lease_ids = convert.subscription(message)

@@ -17,6 +17,11 @@ ANSWER_SHARE = 0.1
 MAX_ANSWER_S = 0.1
 
 
+def _patience(remaining_s: float | None) -> float:
+    """How long a call may wait so that its caller still hears that it was in vain."""
+    return math.inf if remaining_s is None else remaining_s - min(MAX_ANSWER_S, remaining_s * ANSWER_SHARE)
+
+
 class Calls:
     """Parse, ask the runtime, render. Raises ArbiterError; knows nothing of transport."""
 
@@ -29,8 +34,9 @@ class Calls:
         """Leases memory; ``remaining_s`` is what is left of the caller's own deadline."""
         if message.HasField("reattach"):
             return self._reattach(message.reattach)
-        wait = math.inf if remaining_s is None else remaining_s - min(MAX_ANSWER_S, remaining_s * ANSWER_SHARE)
-        request = convert.allocation(message, times=self._times, watch=self.runtime.watch, wait_at_most_s=wait)
+        request = convert.allocation(
+            message, times=self._times, watch=self.runtime.watch, wait_at_most_s=_patience(remaining_s)
+        )
         if message.dry_run:
             dry = self.runtime.dry_run(request)
             lease = self.renderer.dry_lease(request, dry, self.runtime.books.shape(request))
@@ -53,6 +59,16 @@ class Calls:
         if message.dry_run:
             return self.renderer.draft(self.runtime.dry_preempt(asked), self.runtime.books.leases)
         return self.renderer.plan((await self.runtime.preempt(asked)).plan)
+
+    async def reserve(self, message: pb.ReserveKvRequest, remaining_s: float | None = None) -> pb.ReserveKvResponse:
+        """Reserves KV tokens; ``remaining_s`` is what is left of the caller's own deadline."""
+        asked = convert.reservation(message, wait_at_most_s=_patience(remaining_s))
+        return self.renderer.reservation(await self.runtime.reserve(asked))
+
+    def complete(self, message: pb.CompleteKvRequest) -> pb.CompleteKvResponse:
+        """Returns a reservation."""
+        self.runtime.complete(convert.completion(message))
+        return pb.CompleteKvResponse()
 
     def _reattach(self, message: pb.Reattach) -> pb.AllocateResponse:
         lease_id, fence = convert.claim(message)

@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from arbiter_sidecar import errors
 from arbiter_sidecar.ports import ProcessWatch
 from arbiter_sidecar.requests import (
     AllocationRequest,
@@ -17,6 +16,7 @@ from arbiter_sidecar.requests import (
     PreemptionRequest,
     ReclaimAck,
     Report,
+    ReservationRequest,
     ShardPlace,
 )
 from arbiter_sidecar.rpc.fields import Fields
@@ -264,11 +264,9 @@ def preemption(message: pb.RequestPreemptionRequest, *, wait_at_most_s: float = 
 
     Raises:
         InvalidRequest: Fields are missing or out of range; all of them are named.
-        NotServed: It asks for KV tokens.
     """
     fields = Fields()
-    if message.WhichOneof("need") == "kv_tokens":
-        raise errors.NotServed("this server does not take KV tokens from others yet")
+    tokens = message.WhichOneof("need") == "kv_tokens"
     grace = None
     if message.HasField("timeout"):
         grace = fields.span("timeout", message.timeout, positive=True, most=MAX_QUIET_S)
@@ -279,13 +277,46 @@ def preemption(message: pb.RequestPreemptionRequest, *, wait_at_most_s: float = 
         lease_id=fields.text("lease_id", message.lease_id),
         device_id=fields.text("device_id", message.device_id),
         priority=priority,
-        need_bytes=fields.integer("memory_bytes", message.memory_bytes, least=1),
+        need_bytes=0 if tokens else fields.integer("memory_bytes", message.memory_bytes, least=1),
+        need_tokens=fields.integer("kv_tokens", message.kv_tokens, least=1) if tokens else 0,
         allow_partial=message.allow_partial,
         grace_s=None if grace is None else min(grace, wait_at_most_s),
         request_id=fields.text("request_id", message.request_id),
     )
     fields.verify()
     return asked
+
+
+def reservation(message: pb.ReserveKvRequest, *, wait_at_most_s: float = math.inf) -> ReservationRequest:
+    """A checked request to reserve KV tokens, which waits no longer than its caller; by default not at all.
+
+    Raises:
+        InvalidRequest: Fields are missing or out of range; all of them are named.
+    """
+    fields = Fields()
+    wait = fields.span("wait_timeout", message.wait_timeout)
+    asked = ReservationRequest(
+        lease_id=fields.text("lease_id", message.lease_id, required=True),
+        fence=fields.integer("fence", message.fence, least=1, most=(1 << 63) - 1),
+        tokens=fields.integer("tokens", message.tokens, least=1),
+        request_id=fields.text("request_id", message.request_id),
+        wait_s=max(0.0, min(wait, wait_at_most_s)),
+    )
+    fields.verify()
+    return asked
+
+
+def completion(message: pb.CompleteKvRequest) -> str:
+    """The reservation that is returned. What was really used changes nothing, but must make sense.
+
+    Raises:
+        InvalidRequest: Fields are missing or out of range; all of them are named.
+    """
+    fields = Fields()
+    reservation_id = fields.text("reservation_id", message.reservation_id, required=True)
+    fields.integer("actual_tokens", message.actual_tokens, least=0)
+    fields.verify()
+    return reservation_id
 
 
 def release(message: pb.ReleaseRequest) -> tuple[str, int]:

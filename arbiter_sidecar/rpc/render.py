@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter.v1 import lease_pb2
 from arbiter_sidecar.arbiter import BeatOutcome, BeatResult, Dry
+from arbiter_sidecar.ledger.kv import KvDonation, KvPlan, Reservation
 from arbiter_sidecar.ledger.leases import Lease, LeaseBook
 from arbiter_sidecar.ledger.plans import Donation, Plan
 from arbiter_sidecar.policy import preemption
@@ -44,7 +45,8 @@ class Renderer:
     def directive(self, lease: Lease) -> lease_pb2.Directive:
         """What the holder must do now."""
         return lease_pb2.Directive(
-            reclaim=self._reclaim(lease.reclaim) if lease.reclaim is not None else None,
+            reclaim=self._order(lease),
+            kv_token_budget=None if lease.kv is None else lease.kv.budget,
             lease_id=lease.lease_id,
             revision=lease.revision,
             quality=lease.quality,
@@ -52,6 +54,19 @@ class Renderer:
             reason=lease_pb2.DirectiveReason.ValueType(lease.directive_reason),
             safe_quality=lease.elastic.min_quality,
             valid_for=self._valid_for,
+        )
+
+    def _order(self, lease: Lease) -> lease_pb2.Reclaim | None:
+        """The open order of a lease. One for memory comes first; the budget says all that one for tokens would."""
+        if lease.reclaim is not None:
+            return self._reclaim(lease.reclaim)
+        if lease.kv is None or lease.kv.order is None:
+            return None
+        return lease_pb2.Reclaim(
+            reclaim_id=lease.kv.order.reclaim_id,
+            kv_tokens=lease.kv.excess,
+            grace=span(max(0.0, lease.kv.order.deadline - self._clock.now())),
+            level=lease_pb2.ReclaimLevel.ValueType(lease.kv.order.level),
         )
 
     def _reclaim(self, donation: Donation) -> lease_pb2.Reclaim:
@@ -64,21 +79,12 @@ class Renderer:
             whole=donation.whole,
         )
 
-    def plan(self, plan: Plan) -> pb.RequestPreemptionResponse:
-        """A preemption as it ended."""
+    def plan(self, plan: Plan | KvPlan) -> pb.RequestPreemptionResponse:
+        """A preemption as it ended, in bytes or in tokens."""
         return pb.RequestPreemptionResponse(
             plan_id=plan.plan_id,
-            donations=[
-                pb.Donation(
-                    lease_id=lease_id,
-                    holder=donation.lease.request.holder,
-                    planned=donation.planned_bytes,
-                    confirmed=donation.confirmed_bytes,
-                    outcome=pb.DonationOutcome.ValueType(donation.outcome),
-                )
-                for lease_id, donation in plan.donations.items()
-            ],
-            confirmed=plan.confirmed_bytes,
+            donations=[_donation(donation) for donation in plan.donations.values()],
+            confirmed=plan.confirmed if isinstance(plan, KvPlan) else plan.confirmed_bytes,
             rejected=[pb.RejectedDonor(lease_id=lease_id, reason=why) for lease_id, why in plan.rejected.items()],
         )
 
@@ -95,6 +101,15 @@ class Renderer:
                 for lease_id, why in draft.reasons.items()
                 if why not in taken
             ],
+        )
+
+    def reservation(self, reservation: Reservation) -> pb.ReserveKvResponse:
+        """A reservation of KV tokens."""
+        left = reservation.expires_at - self._clock.now()
+        return pb.ReserveKvResponse(
+            reservation_id=reservation.reservation_id,
+            granted_tokens=reservation.tokens,
+            expire_time=moment(self._clock.wall() + left),
         )
 
     def lease(self, lease: Lease, *, secret: bool) -> lease_pb2.Lease:
@@ -188,6 +203,20 @@ class Renderer:
             if lease.revision > lease.applied_revision:
                 message.directive.CopyFrom(self.directive(lease))
         return message
+
+
+def _donation(donation: Donation | KvDonation) -> pb.Donation:
+    if isinstance(donation, KvDonation):
+        planned, confirmed = donation.planned, donation.confirmed
+    else:
+        planned, confirmed = donation.planned_bytes, donation.confirmed_bytes
+    return pb.Donation(
+        lease_id=donation.lease.lease_id,
+        holder=donation.lease.request.holder,
+        planned=planned,
+        confirmed=confirmed,
+        outcome=pb.DonationOutcome.ValueType(donation.outcome),
+    )
 
 
 def _holder(leases: LeaseBook, lease_id: str) -> str:

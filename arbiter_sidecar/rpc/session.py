@@ -193,6 +193,12 @@ class Session:
             self._begin(correlation_id, self._allocate(request.allocate))
         elif kind == "request_preemption":
             self._begin(correlation_id, self._preempt(request.request_preemption))
+        elif kind == "reserve_kv":
+            self._begin(correlation_id, self._reserve(request.reserve_kv))
+        elif kind == "complete_kv":
+            completed = self._calls.complete(request.complete_kv)
+            if correlation_id:
+                self._send(pb.SessionResponse(correlation_id=correlation_id, complete_kv=completed))
         elif kind == "cancel":
             task = self._tasks.get(request.cancel.correlation_id)
             if task is not None:
@@ -246,6 +252,9 @@ class Session:
 
     async def _preempt(self, message: pb.RequestPreemptionRequest) -> pb.SessionResponse:
         return pb.SessionResponse(request_preemption=await self._calls.preempt(message))
+
+    async def _reserve(self, message: pb.ReserveKvRequest) -> pb.SessionResponse:
+        return pb.SessionResponse(reserve_kv=await self._calls.reserve(message))
 
     def _subscribe(self, correlation_id: int, message: pb.StreamQualityRequest) -> None:
         lease_ids = convert.subscription(message)

@@ -8,6 +8,7 @@ from arbiter.v1 import lease_pb2
 from arbiter.v1 import state_service_pb2 as pb
 from arbiter_sidecar import __version__, errors
 from arbiter_sidecar.ledger.devices import DeviceBook
+from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.waiting import Waiter
 from arbiter_sidecar.policy import quality
 from arbiter_sidecar.rpc import handlers
@@ -78,6 +79,7 @@ class StateServicer:
             stats=self._stats(now),
             notes=self._notes,
             observe_only=books.config.observe_only,
+            kv_engines=[self._engine(lease) for lease in shown if lease.alive and lease.kv is not None],
             accounts=[
                 pb.Account(
                     namespace=account.namespace,
@@ -122,12 +124,36 @@ class StateServicer:
             level=pb.PressureLevel.ValueType(PressureLevel(book.level)),
             target_bytes=target,
             soft_deficit_bytes=max(0, book.elsewhere_bytes(now) + floors - target),
+            kv_total_tokens=book.kv.total,
+            kv_charged_tokens=book.kv.charged,
+            peak_bytes=book.peak_bytes,
         )
         if book.used_bytes is not None:
             message.measured_bytes = book.used_bytes
         if book.sampled_at is not None:
             message.sample_age.CopyFrom(span(max(0.0, now - book.sampled_at)))
         return message
+
+    def _engine(self, lease: Lease) -> pb.KvEngine:
+        book = self._runtime.books.device_of(lease).kv
+        state = book.of(lease)
+        return pb.KvEngine(
+            lease_id=lease.lease_id,
+            holder=lease.request.holder,
+            namespace=lease.request.namespace,
+            device_id=lease.device_id,
+            share_weight=state.share.share_weight,
+            min_tokens=state.share.min_tokens,
+            max_tokens=state.share.max_tokens,
+            active=state.active,
+            demand_tokens=state.present_demand,
+            resident_tokens=state.resident,
+            reserved_tokens=state.reserved,
+            budget_tokens=state.budget,
+            charged_tokens=state.charged,
+            donated_tokens=book.lent(lease),
+            borrowed_tokens=book.borrowed(lease),
+        )
 
     def _waiting(self, waiter: Waiter, place: int, now: float) -> pb.WaitingRequest:
         request = waiter.request
@@ -171,6 +197,7 @@ class StateServicer:
             expired_leases=stats.expired,
             orphaned_leases=stats.orphaned,
             preemptions=stats.preemptions,
+            critical_entries=stats.critical_entries,
             quality_reductions=stats.reductions,
             quality_raises=stats.raises,
             average_pressure=stats.pressure.mean(now),

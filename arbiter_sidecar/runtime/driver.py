@@ -19,11 +19,12 @@ from arbiter_sidecar.arbiter.explain import Explanation
 from arbiter_sidecar.errors import ArbiterError
 from arbiter_sidecar.ledger.accounts import Account
 from arbiter_sidecar.ledger.devices import DeviceBook
+from arbiter_sidecar.ledger.kv import KvPlan, Reservation
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.plans import Plan
 from arbiter_sidecar.policy import preemption
 from arbiter_sidecar.ports import Clock, DeviceProbe, ProcessWatch
-from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest
+from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest, ReservationRequest
 from arbiter_sidecar.runtime.events import EventLog
 from arbiter_sidecar.runtime.sampling import Measure, Sampler, SamplingRates
 from arbiter_sidecar.types import DeviceId, DeviceSample, EventKind, Process, Ticket
@@ -77,7 +78,7 @@ class Grant:
 class Preempted:
     """What a caller of ``Runtime.preempt`` gets: the plan as it ended."""
 
-    plan: Plan
+    plan: Plan | KvPlan
 
 
 class Runtime:
@@ -107,6 +108,7 @@ class Runtime:
         self._feeds: list[Feed] = []
         self._waiting: dict[Ticket, asyncio.Future[Grant]] = {}
         self._preempting: dict[Ticket, asyncio.Future[Preempted]] = {}
+        self._reserving: dict[Ticket, asyncio.Future[Reservation]] = {}
         self._watched: set[Process] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -245,6 +247,33 @@ class Runtime:
         finally:
             self._preempting.pop(ticket, None)
 
+    async def reserve(self, asked: ReservationRequest) -> Reservation:
+        """Waits for KV tokens.
+
+        Raises:
+            ArbiterError: They were refused.
+            asyncio.CancelledError: The caller has gone; whatever was reserved for it has returned.
+        """
+        ticket = self._arbiter.reserve(asked, self.clock.now())
+        answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
+        self._reserving[ticket] = answer
+        self._carry_out()
+        if not answer.done():
+            self._wake_in_time()
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._arbiter.abandon(ticket, self.clock.now())
+            self._carry_out()
+            raise
+        finally:
+            self._reserving.pop(ticket, None)
+
+    def complete(self, reservation_id: str) -> None:
+        """Returns a reservation of KV tokens. Raises ReservationNotFound."""
+        self._arbiter.complete(reservation_id, self.clock.now())
+        self._carry_out()
+
     def dry_preempt(self, asked: PreemptionRequest) -> preemption.Plan:
         """Who would lose what; changes nothing. Raises what ``preempt`` raises about the request itself."""
         return self._arbiter.dry_preempt(asked, self.clock.now())
@@ -332,6 +361,8 @@ class Runtime:
             self._answer(effect.ticket, effect.error)
         elif isinstance(effect, effects.PlanClosed):
             self._close_plan(effect)
+        elif isinstance(effect, effects.Reserved | effects.ReservationRefused):
+            self._answer_reservation(effect)
         elif isinstance(effect, effects.ReclaimCancelled):
             for feed in self._feeds:
                 feed.reclaim_cancelled(effect.lease, effect.reclaim_id)
@@ -367,6 +398,15 @@ class Runtime:
             answer.set_exception(closed.error)
         elif closed.plan is not None:
             answer.set_result(Preempted(closed.plan))
+
+    def _answer_reservation(self, effect: effects.Reserved | effects.ReservationRefused) -> None:
+        answer = self._reserving[effect.ticket]
+        if answer.done():
+            return
+        if isinstance(effect, effects.Reserved):
+            answer.set_result(effect.reservation)
+        else:
+            answer.set_exception(effect.error)
 
     def _watch_process(self, process: Process) -> None:
         if process in self._watched:

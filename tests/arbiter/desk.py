@@ -11,9 +11,10 @@ from arbiter_sidecar.arbiter import Arbiter, ArbiterConfig, BeatResult, Names, e
 from arbiter_sidecar.arbiter.books import Books, OveruseConfig, QueueConfig
 from arbiter_sidecar.errors import ArbiterError
 from arbiter_sidecar.ledger.devices import DeviceBook
+from arbiter_sidecar.ledger.kv import KvPlan
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.plans import Plan
-from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest, ReclaimAck, Report
+from arbiter_sidecar.requests import AllocationRequest, Beat, KvShare, PreemptionRequest, ReclaimAck, Report
 from arbiter_sidecar.types import (
     GIB,
     Attribution,
@@ -78,6 +79,7 @@ def wish(
     preemptible: bool = True,
     may_preempt: bool = False,
     labels: Mapping[str, str] | None = None,
+    kv: KvShare | None = None,
 ) -> AllocationRequest:
     """A request for ``size`` GiB; a rigid one has quality 1 or none, a hidden one has processes nobody can see."""
     return AllocationRequest(
@@ -99,6 +101,7 @@ def wish(
         preemptible=preemptible,
         may_preempt=may_preempt,
         labels=labels or {},
+        kv=kv,
     )
 
 
@@ -157,10 +160,18 @@ def describe(effect: effects.Effect) -> str:
         return f"happened {effect.kind.name} {effect.lease_id} {effect.request_id} {dict(effect.fields)}"
     if isinstance(effect, effects.PlanClosed):
         plan = effect.plan
-        came_to = "nothing" if plan is None else f"{plan.plan_id} {plan.confirmed_bytes}"
+        came_to = "nothing" if plan is None else f"{plan.plan_id} {_confirmed(plan)}"
         return f"closed {effect.ticket} {came_to} {effect.error!r}"
+    if isinstance(effect, effects.Reserved):
+        return f"reserved {effect.ticket} {effect.reservation.reservation_id} {effect.reservation.tokens}"
+    if isinstance(effect, effects.ReservationRefused):
+        return f"not reserved {effect.ticket} {effect.error!r}"
     lease = effect.lease
     return f"{type(effect).__name__} {lease.lease_id} {lease.revision} {lease.quality!r} {lease.end_reason.name}"
+
+
+def _confirmed(plan: Plan | KvPlan) -> int:
+    return plan.confirmed if isinstance(plan, KvPlan) else plan.confirmed_bytes
 
 
 class Desk:
@@ -369,7 +380,7 @@ class Desk:
     def plan_of(self, ticket: Ticket) -> Plan:
         """The preemption that a ticket has led to, when it has ended."""
         plan = self.closed[ticket].plan
-        assert plan is not None
+        assert isinstance(plan, Plan)
         return plan
 
     def granted(self, ticket: Ticket) -> effects.Granted:

@@ -6,9 +6,8 @@ import pytest
 
 from arbiter_sidecar import errors
 from arbiter_sidecar.ledger.leases import Lease
-from arbiter_sidecar.ledger.plans import DonationOutcome
 from arbiter_sidecar.requests import PreemptionRequest
-from arbiter_sidecar.types import EndReason, EventKind, Priority, ReclaimLevel, ReportOutcome
+from arbiter_sidecar.types import DonationOutcome, EndReason, EventKind, Priority, ReclaimLevel, ReportOutcome
 from tests.arbiter.desk import Desk, gib, qualities, wish
 from tests.arbiter.preempting import BACKGROUND, CRITICAL, HIGH, NORMAL, Stage, requester, worked
 

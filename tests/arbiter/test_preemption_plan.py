@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from arbiter_sidecar import errors
-from arbiter_sidecar.ledger.plans import DonationOutcome
-from arbiter_sidecar.types import DirectiveReason, EventKind, LeaseState, Priority
+from arbiter_sidecar.types import DirectiveReason, DonationOutcome, EventKind, LeaseState, Priority
 from tests.arbiter.desk import Desk, gib, state_of, taking, wish
 from tests.arbiter.preempting import BACKGROUND, CRITICAL, FLOOR, HIGH, LOW, NORMAL, Stage, requester, worked
 

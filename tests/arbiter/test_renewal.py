@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from arbiter_sidecar.arbiter.renewal import MAX_WORKERS
-from arbiter_sidecar.requests import Beat, KvUsage, Report
+from arbiter_sidecar.requests import Beat, KvShare, KvUsage, Report
 from arbiter_sidecar.types import EndReason, EventKind, LeaseState, Priority, ReportOutcome, Verdict
 from tests.arbiter.desk import Desk, gib, state_of, wish
 
@@ -164,7 +164,8 @@ def test_order_is_remembered_for_a_bounded_number_of_workers(desk: Desk) -> None
 
 def test_usage_is_kept_as_reported(desk: Desk) -> None:
     desk.box()
-    lease = desk.take(wish())
+    lease = desk.take(wish(kv=KvShare()))
+    assert lease.kv is not None
     kv = KvUsage(
         active=True,
         resident_tokens=10,
@@ -174,9 +175,9 @@ def test_usage_is_kept_as_reported(desk: Desk) -> None:
     )
     report = Report(lease_id=lease.lease_id, fence=lease.fence, used_memory_bytes=gib(0.5), kv=kv)
     desk.arbiter.heartbeat(Beat(reports=(report,)), desk.now)
-    assert (lease.reported_bytes, lease.kv_usage) == (gib(0.5), kv)
+    assert (lease.reported_bytes, lease.kv.usage) == (gib(0.5), kv)
     desk.report(lease)
-    assert (lease.reported_bytes, lease.kv_usage) == (gib(0.5), kv)
+    assert (lease.reported_bytes, lease.kv.usage) == (gib(0.5), kv)
     assert lease.charged_bytes == gib(1)
 
 

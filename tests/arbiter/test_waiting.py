@@ -139,6 +139,10 @@ def test_request_waits_on_when_its_device_is_lost(desk: Desk) -> None:
     ticket = desk.ask(wish("b", 4, rigid=True, device="gpu", wait=60))
     desk.sample({}, lost=True)
     (waiter,) = desk.books.queue
-    assert (waiter.device_id, waiter.reason, waiter.reclaiming) == (None, "its device is lost", False)
+    assert (waiter.device_id, waiter.reason, waiter.reclaiming) == (
+        None,
+        "its device is lost, or has no KV tokens left to promise",
+        False,
+    )
     desk.sample({1: 0.0})
     assert desk.lease(ticket).device_id == "gpu"

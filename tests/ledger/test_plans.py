@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from arbiter_sidecar.ledger.leases import Lease
-from arbiter_sidecar.ledger.plans import Donation, DonationOutcome, Plan
+from arbiter_sidecar.ledger.plans import Donation, Plan
 from arbiter_sidecar.requests import AllocationRequest
-from arbiter_sidecar.types import DeviceId, EndReason, LeaseId, Priority, ReclaimLevel, WorkloadType
+from arbiter_sidecar.types import DeviceId, DonationOutcome, EndReason, LeaseId, Priority, ReclaimLevel, WorkloadType
 
 BOX = DeviceId("box")
 

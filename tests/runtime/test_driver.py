@@ -14,6 +14,7 @@ from arbiter_sidecar import errors
 from arbiter_sidecar.arbiter import PreemptionConfig, effects
 from arbiter_sidecar.arbiter.effects import Effect
 from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.plans import Plan
 from arbiter_sidecar.policy import preemption
 from arbiter_sidecar.ports import DeviceProbe
 from arbiter_sidecar.requests import Beat, PreemptionRequest, Report
@@ -476,5 +477,7 @@ async def test_requester_gets_its_bytes_when_the_donor_complies(drive: Drive) ->
     call = asyncio.create_task(driven.runtime.preempt(asked))
     await until(lambda: giving.reclaim is not None)
     comply(driven, giving)
-    assert (await call).plan.confirmed_bytes == 2 * GIB
+    plan = (await call).plan
+    assert isinstance(plan, Plan)
+    assert plan.confirmed_bytes == 2 * GIB
     assert taking.limit_bytes == 4 * GIB

@@ -8,8 +8,10 @@
     ├── InsufficientQuality     would fit below the asked minimum quality
     ├── QueueFull               a bounded table is full
     ├── Displaced               dropped in favour of a newer request
+    ├── InsufficientTokens      the engine's KV budget has no room for it now
     ├── WaitTimeout             waited in vain
     ├── LeaseNotFound           no such lease
+    ├── ReservationNotFound     no such KV reservation
     ├── DeviceNotFound          no such device
     ├── Fenced                  the fence is stale
     ├── Preempted               taken for a more important request
@@ -129,6 +131,13 @@ class Displaced(ArbiterClientError):
     default_reason = "DISPLACED"
 
 
+class InsufficientTokens(ArbiterClientError):
+    """The engine's KV budget has no room for so many tokens now; wait, or try again soon."""
+
+    default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    default_reason = "INSUFFICIENT_TOKENS"
+
+
 class WaitTimeout(ArbiterClientError):
     """The memory did not become free in time."""
 
@@ -141,6 +150,13 @@ class LeaseNotFound(ArbiterClientError):
 
     default_code = grpc.StatusCode.NOT_FOUND
     default_reason = "LEASE_NOT_FOUND"
+
+
+class ReservationNotFound(ArbiterClientError):
+    """No such KV reservation; it ended with its lease, expired, or never was."""
+
+    default_code = grpc.StatusCode.NOT_FOUND
+    default_reason = "RESERVATION_NOT_FOUND"
 
 
 class DeviceNotFound(ArbiterClientError):
@@ -288,8 +304,10 @@ BY_REASON: Mapping[str, type[ArbiterClientError]] = {
             InsufficientQuality,
             QueueFull,
             Displaced,
+            InsufficientTokens,
             WaitTimeout,
             LeaseNotFound,
+            ReservationNotFound,
             DeviceNotFound,
             Fenced,
             Preempted,

@@ -72,6 +72,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """CANCELLED: the caller cancelled the request while it waited."""
     ERROR_REASON_OBSERVE_ONLY: _ErrorReason.ValueType  # 23
     """FAILED_PRECONDITION: the server only observes and takes nothing from anybody."""
+    ERROR_REASON_INSUFFICIENT_TOKENS: _ErrorReason.ValueType  # 24
+    """RESOURCE_EXHAUSTED: the engine's KV budget has no room for so many tokens now. Retry."""
+    ERROR_REASON_RESERVATION_NOT_FOUND: _ErrorReason.ValueType  # 25
+    """NOT_FOUND: no such KV reservation; it ended with its lease, expired, or never was."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Value of `google.rpc.ErrorInfo.reason` in every failed call, with domain "arbiter" and without the prefix
@@ -129,4 +133,8 @@ ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 22
 """CANCELLED: the caller cancelled the request while it waited."""
 ERROR_REASON_OBSERVE_ONLY: ErrorReason.ValueType  # 23
 """FAILED_PRECONDITION: the server only observes and takes nothing from anybody."""
+ERROR_REASON_INSUFFICIENT_TOKENS: ErrorReason.ValueType  # 24
+"""RESOURCE_EXHAUSTED: the engine's KV budget has no room for so many tokens now. Retry."""
+ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 25
+"""NOT_FOUND: no such KV reservation; it ended with its lease, expired, or never was."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

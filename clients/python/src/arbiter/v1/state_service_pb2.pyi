@@ -206,6 +206,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Observe-only: a request would not have been granted at once at its best."""
     EVENT_KIND_PREEMPTION_ADVISED: _EventKind.ValueType  # 27
     """Observe-only: these leases would be asked to go."""
+    EVENT_KIND_KV_BUDGET_CHANGED: _EventKind.ValueType  # 28
+    """An engine was told another budget of KV tokens."""
+    EVENT_KIND_KV_RESERVATION_EXPIRED: _EventKind.ValueType  # 29
+    """A KV reservation was abandoned and has returned by itself."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened."""
@@ -264,6 +268,10 @@ EVENT_KIND_GRANT_ADVISED: EventKind.ValueType  # 26
 """Observe-only: a request would not have been granted at once at its best."""
 EVENT_KIND_PREEMPTION_ADVISED: EventKind.ValueType  # 27
 """Observe-only: these leases would be asked to go."""
+EVENT_KIND_KV_BUDGET_CHANGED: EventKind.ValueType  # 28
+"""An engine was told another budget of KV tokens."""
+EVENT_KIND_KV_RESERVATION_EXPIRED: EventKind.ValueType  # 29
+"""A KV reservation was abandoned and has returned by itself."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -347,6 +355,9 @@ class Device(_message.Message):
     ZOMBIE_BYTES_FIELD_NUMBER: _builtins.int
     OVERRUN_BYTES_FIELD_NUMBER: _builtins.int
     UNUSED_BYTES_FIELD_NUMBER: _builtins.int
+    KV_TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
+    KV_CHARGED_TOKENS_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Identifies it: the UUID of a GPU, "host" for host memory, the configured name of a static device."""
     name: _builtins.str
@@ -395,6 +406,12 @@ class Device(_message.Message):
     """What living leases use beyond what they are charged."""
     unused_bytes: _builtins.int
     """What living leases are charged and do not use."""
+    kv_total_tokens: _builtins.int
+    """KV tokens that its engines share."""
+    kv_charged_tokens: _builtins.int
+    """Σ of what must be taken to be theirs; budgets rise no further than this leaves."""
+    peak_bytes: _builtins.int
+    """The most that was taken of it at any time since the start: promised, draining and foreign, or measured."""
     @_builtins.property
     def sample_age(self) -> _duration_pb2.Duration:
         """Age of the newest sample."""
@@ -427,10 +444,13 @@ class Device(_message.Message):
         zombie_bytes: _builtins.int = ...,
         overrun_bytes: _builtins.int = ...,
         unused_bytes: _builtins.int = ...,
+        kv_total_tokens: _builtins.int = ...,
+        kv_charged_tokens: _builtins.int = ...,
+        peak_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes", "measured_bytes", b"measured_bytes", "sample_age", b"sample_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes", "attribution", b"attribution", "available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "device_id", b"device_id", "draining_bytes", b"draining_bytes", "earmarked_bytes", b"earmarked_bytes", "foreign_bytes", b"foreign_bytes", "foreign_estimated", b"foreign_estimated", "ghost_bytes", b"ghost_bytes", "granted_bytes", b"granted_bytes", "health", b"health", "health_detail", b"health_detail", "index", b"index", "kind", b"kind", "level", b"level", "measured_bytes", b"measured_bytes", "name", b"name", "overrun_bytes", b"overrun_bytes", "pressure", b"pressure", "sample_age", b"sample_age", "soft_deficit_bytes", b"soft_deficit_bytes", "target_bytes", b"target_bytes", "total_bytes", b"total_bytes", "unused_bytes", b"unused_bytes", "zombie_bytes", b"zombie_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes", "attribution", b"attribution", "available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "device_id", b"device_id", "draining_bytes", b"draining_bytes", "earmarked_bytes", b"earmarked_bytes", "foreign_bytes", b"foreign_bytes", "foreign_estimated", b"foreign_estimated", "ghost_bytes", b"ghost_bytes", "granted_bytes", b"granted_bytes", "health", b"health", "health_detail", b"health_detail", "index", b"index", "kind", b"kind", "kv_charged_tokens", b"kv_charged_tokens", "kv_total_tokens", b"kv_total_tokens", "level", b"level", "measured_bytes", b"measured_bytes", "name", b"name", "overrun_bytes", b"overrun_bytes", "peak_bytes", b"peak_bytes", "pressure", b"pressure", "sample_age", b"sample_age", "soft_deficit_bytes", b"soft_deficit_bytes", "target_bytes", b"target_bytes", "total_bytes", b"total_bytes", "unused_bytes", b"unused_bytes", "zombie_bytes", b"zombie_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__measured_bytes: _TypeAlias = _typing.Literal["measured_bytes"]  # noqa: Y015
     _WhichOneofArgType__measured_bytes: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes"]  # noqa: Y015
@@ -528,6 +548,7 @@ class ArbiterStats(_message.Message):
     AVERAGE_DIFFUSION_QUALITY_FIELD_NUMBER: _builtins.int
     HEARTBEATS_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    CRITICAL_ENTRIES_FIELD_NUMBER: _builtins.int
     total_allocations: _builtins.int
     """Allocate requests; the sum of the outcomes below and of those that wait."""
     successful_allocations: _builtins.int
@@ -560,6 +581,8 @@ class ArbiterStats(_message.Message):
     """Heartbeats handled."""
     events: _builtins.int
     """Audit events so far."""
+    critical_entries: _builtins.int
+    """How often the pressure of a device rose to CRITICAL."""
     def __init__(
         self,
         *,
@@ -579,10 +602,11 @@ class ArbiterStats(_message.Message):
         average_diffusion_quality: _builtins.float = ...,
         heartbeats: _builtins.int = ...,
         events: _builtins.int = ...,
+        critical_entries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_diffusion_quality", b"average_diffusion_quality", "average_llm_quality", b"average_llm_quality", "average_pressure", b"average_pressure", "cancelled_allocations", b"cancelled_allocations", "events", b"events", "expired_leases", b"expired_leases", "heartbeats", b"heartbeats", "orphaned_leases", b"orphaned_leases", "preemptions", b"preemptions", "quality_raises", b"quality_raises", "quality_reductions", b"quality_reductions", "refused_allocations", b"refused_allocations", "released_leases", b"released_leases", "successful_allocations", b"successful_allocations", "timed_out_allocations", b"timed_out_allocations", "total_allocations", b"total_allocations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_diffusion_quality", b"average_diffusion_quality", "average_llm_quality", b"average_llm_quality", "average_pressure", b"average_pressure", "cancelled_allocations", b"cancelled_allocations", "critical_entries", b"critical_entries", "events", b"events", "expired_leases", b"expired_leases", "heartbeats", b"heartbeats", "orphaned_leases", b"orphaned_leases", "preemptions", b"preemptions", "quality_raises", b"quality_raises", "quality_reductions", b"quality_reductions", "refused_allocations", b"refused_allocations", "released_leases", b"released_leases", "successful_allocations", b"successful_allocations", "timed_out_allocations", b"timed_out_allocations", "total_allocations", b"total_allocations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -680,6 +704,7 @@ class GetStateResponse(_message.Message):
     NOTES_FIELD_NUMBER: _builtins.int
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     OBSERVE_ONLY_FIELD_NUMBER: _builtins.int
+    KV_ENGINES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server."""
     server_epoch: _builtins.int
@@ -724,6 +749,10 @@ class GetStateResponse(_message.Message):
     def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Account]:
         """What sharing cost whom."""
 
+    @_builtins.property
+    def kv_engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvEngine]:
+        """The KV engines, oldest first."""
+
     def __init__(
         self,
         *,
@@ -741,14 +770,100 @@ class GetStateResponse(_message.Message):
         notes: _abc.Iterable[_builtins.str] | None = ...,
         accounts: _abc.Iterable[Global___Account] | None = ...,
         observe_only: _builtins.bool = ...,
+        kv_engines: _abc.Iterable[Global___KvEngine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "stats", b"stats", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "devices", b"devices", "draining", b"draining", "leases", b"leases", "notes", b"notes", "observe_only", b"observe_only", "quality_policy", b"quality_policy", "revision", b"revision", "server_epoch", b"server_epoch", "state", b"state", "stats", b"stats", "uptime", b"uptime", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "devices", b"devices", "draining", b"draining", "kv_engines", b"kv_engines", "leases", b"leases", "notes", b"notes", "observe_only", b"observe_only", "quality_policy", b"quality_policy", "revision", b"revision", "server_epoch", b"server_epoch", "state", b"state", "stats", b"stats", "uptime", b"uptime", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStateResponse: _TypeAlias = GetStateResponse  # noqa: Y015
+
+@_typing.final
+class KvEngine(_message.Message):
+    """The KV tokens of one engine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    SHARE_WEIGHT_FIELD_NUMBER: _builtins.int
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    DEMAND_TOKENS_FIELD_NUMBER: _builtins.int
+    RESIDENT_TOKENS_FIELD_NUMBER: _builtins.int
+    RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    BUDGET_TOKENS_FIELD_NUMBER: _builtins.int
+    CHARGED_TOKENS_FIELD_NUMBER: _builtins.int
+    DONATED_TOKENS_FIELD_NUMBER: _builtins.int
+    BORROWED_TOKENS_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """Its lease."""
+    holder: _builtins.str
+    """Its holder."""
+    namespace: _builtins.str
+    """Its namespace."""
+    device_id: _builtins.str
+    """Its device."""
+    share_weight: _builtins.int
+    """Its weight among the engines of the device."""
+    min_tokens: _builtins.int
+    """Tokens it gets at least while it has work."""
+    max_tokens: _builtins.int
+    """Tokens it gets at most; absent for no bound of its own."""
+    active: _builtins.bool
+    """Whether it has work."""
+    demand_tokens: _builtins.int
+    """What it could use now; absent when it does not say."""
+    resident_tokens: _builtins.int
+    """Tokens it keeps, by its last report and its reservations."""
+    reserved_tokens: _builtins.int
+    """Σ of its open reservations."""
+    budget_tokens: _builtins.int
+    """What it was told it may keep."""
+    charged_tokens: _builtins.int
+    """What must be taken to be its own: above the budget until it confirms a lower one."""
+    donated_tokens: _builtins.int
+    """Tokens it lends to others."""
+    borrowed_tokens: _builtins.int
+    """Tokens it has from others."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+        share_weight: _builtins.int = ...,
+        min_tokens: _builtins.int = ...,
+        max_tokens: _builtins.int | None = ...,
+        active: _builtins.bool = ...,
+        demand_tokens: _builtins.int | None = ...,
+        resident_tokens: _builtins.int = ...,
+        reserved_tokens: _builtins.int = ...,
+        budget_tokens: _builtins.int = ...,
+        charged_tokens: _builtins.int = ...,
+        donated_tokens: _builtins.int = ...,
+        borrowed_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_demand_tokens", b"_demand_tokens", "_max_tokens", b"_max_tokens", "demand_tokens", b"demand_tokens", "max_tokens", b"max_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_demand_tokens", b"_demand_tokens", "_max_tokens", b"_max_tokens", "active", b"active", "borrowed_tokens", b"borrowed_tokens", "budget_tokens", b"budget_tokens", "charged_tokens", b"charged_tokens", "demand_tokens", b"demand_tokens", "device_id", b"device_id", "donated_tokens", b"donated_tokens", "holder", b"holder", "lease_id", b"lease_id", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "namespace", b"namespace", "reserved_tokens", b"reserved_tokens", "resident_tokens", b"resident_tokens", "share_weight", b"share_weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__demand_tokens: _TypeAlias = _typing.Literal["demand_tokens"]  # noqa: Y015
+    _WhichOneofArgType__demand_tokens: _TypeAlias = _typing.Literal["_demand_tokens", b"_demand_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__demand_tokens) -> _WhichOneofReturnType__demand_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+
+Global___KvEngine: _TypeAlias = KvEngine  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):

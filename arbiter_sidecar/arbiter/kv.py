@@ -1,0 +1,340 @@
+"""KV token budgets: shared anew when something has changed, lower ones told at once, higher ones as tokens are free.
+
+An engine that keeps more than its budget may finish what it has begun; when that takes too long it is ordered to free.
+"""
+
+from __future__ import annotations
+
+from arbiter_sidecar import errors
+from arbiter_sidecar.arbiter import effects, preempting
+from arbiter_sidecar.arbiter.books import Books
+from arbiter_sidecar.ledger.devices import DeviceBook
+from arbiter_sidecar.ledger.kv import KvBook, KvOrder, KvState, Reservation, WaitingReservation
+from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.policy import kv_budget
+from arbiter_sidecar.requests import KvUsage, ReservationRequest
+from arbiter_sidecar.types import DirectiveReason, EventKind, ReclaimLevel, Ticket
+
+
+def hear(books: Books, lease: Lease, usage: KvUsage) -> bool:
+    """Takes in what an engine reports; True when budgets may have to change."""
+    state = lease.kv
+    if state is None:
+        return False
+    was_active = state.active
+    state.usage = usage
+    return books.device_of(lease).kv.note(lease, was_active=was_active)
+
+
+def confirm(books: Books, lease: Lease, now: float) -> bool:
+    """After a heartbeat: what an engine was told to free, and does not keep any more, is free; True when some is."""
+    state, book = lease.kv, books.device_of(lease).kv
+    if state is None:
+        return False
+    kept = max(state.budget, state.resident)
+    freed = lease.applied_revision >= state.lowered_at and kept < state.charged
+    if freed:
+        book.charge(lease, kept)
+        book.dirty = True
+    settled = watch(books, lease, state, now)
+    return freed or settled
+
+
+def watch(books: Books, lease: Lease, state: KvState, now: float) -> bool:
+    """Notes whether an engine keeps more than its budget; True when an order to free has been met."""
+    if state.excess == 0:
+        state.over_since = None
+        if state.order is not None:
+            state.order = None
+            books.announce(lease, DirectiveReason.KV_BUDGET)
+            return True
+    elif state.over_since is None:
+        state.over_since = now
+        books.later(now + books.config.kv.drain_s, "kv", lease)
+    return False
+
+
+def publish(books: Books, device: DeviceBook, now: float) -> None:
+    """Brings the budgets of a device up to date: falls first, then rises as far as tokens are free."""
+    book = device.kv
+    if book.dirty:
+        book.dirty = False
+        _share(books, book, now)
+    _serve_waiting(books, book, now)
+
+
+def _share(books: Books, book: KvBook, now: float) -> None:
+    engines = list(book.engines.values())
+    targets = dict(zip(engines, _targets(books, book, engines), strict=True))
+    for lease, target in targets.items():
+        state = book.of(lease)
+        state.demand = state.present_demand
+        if target < state.budget:
+            _tell(books, lease, state, target)
+            state.lowered_at = lease.revision
+            watch(books, lease, state, now)
+    _raise(books, book, {lease: target for lease, target in targets.items() if target > book.of(lease).budget})
+
+
+def _targets(books: Books, book: KvBook, engines: list[Lease]) -> list[int]:
+    """What each engine should be told: its share, less what it lends, more what it has borrowed."""
+    shares = kv_budget.allocate(
+        [
+            kv_budget.Engine(
+                lease_id=lease.lease_id,
+                weight=state.share.share_weight,
+                floor=state.share.min_tokens,
+                cap=state.share.max_tokens,
+                demand=state.present_demand,
+                active=state.active,
+                healthy=not lease.suspect,
+            )
+            for lease, state in ((lease, book.of(lease)) for lease in engines)
+        ],
+        book.total,
+        engine_cap_permille=books.config.kv.engine_cap_permille,
+        block_tokens=book.unit,
+    )
+    targets = dict(zip(engines, shares, strict=True))
+    _move_loans(book, targets)
+    return [targets[lease] for lease in engines]
+
+
+def _move_loans(book: KvBook, targets: dict[Lease, int]) -> None:
+    """Moves what is lent from donor to borrower; a loan whose borrower needs nothing any more is over.
+
+    A donor whose own share has become smaller lends no more than leaves it at its floor.
+    """
+    for loan in list(book.loans):
+        donor, borrower = loan.donor, loan.borrower
+        floor = min(book.of(donor).share.min_tokens, targets[donor])
+        asks = book.plan is not None and book.plan.requester is borrower
+        if borrower.suspect or not (asks or book.of(borrower).active):
+            book.loans.remove(loan)
+            continue
+        taken = min(loan.taken, targets[donor] - floor)
+        targets[donor] -= taken
+        targets[borrower] += min(loan.given, taken)
+
+
+def _raise(books: Books, book: KvBook, rising: dict[Lease, int]) -> None:
+    """Raises budgets; when not enough tokens are free for all, each has its part of those by weight."""
+    more = {lease: max(0, target - book.of(lease).charged) for lease, target in rising.items()}
+    free = book.total - book.charged
+    if sum(more.values()) > free:
+        parts = kv_budget.allocate(
+            [
+                kv_budget.Engine(lease_id=lease.lease_id, weight=book.of(lease).share.share_weight, cap=cap)
+                for lease, cap in more.items()
+            ],
+            free,
+            block_tokens=book.unit,
+        )
+        more = dict(zip(more, parts, strict=True))
+    for lease, target in rising.items():
+        state = book.of(lease)
+        budget = min(target, max(state.budget, state.charged) + more[lease])
+        if budget > state.budget:
+            book.charge(lease, max(state.charged, budget))
+            _tell(books, lease, state, budget)
+
+
+def _tell(books: Books, lease: Lease, state: KvState, budget: int) -> None:
+    before, state.budget = state.budget, budget
+    books.announce(lease, DirectiveReason.KV_BUDGET)
+    books.happened(
+        EventKind.KV_BUDGET_CHANGED,
+        lease,
+        tokens=budget,
+        before=before,
+        resident=state.resident,
+        demand="unknown" if state.demand is None else state.demand,
+        revision=lease.revision,
+    )
+
+
+def go_on(books: Books, lease: Lease, now: float) -> None:
+    """An engine keeps more than its budget for a while: orders it to free, and presses it when it does not answer."""
+    state = lease.kv
+    if state is None or not lease.alive or state.over_since is None:
+        return
+    if state.order is None:
+        due = state.over_since + books.config.kv.drain_s
+        if due <= now:
+            order(books, lease, state, now, books.config.preemption.grace_s)
+        else:
+            books.later(due, "kv", lease)
+    elif state.order.level is ReclaimLevel.SOFT:
+        silent = state.order.press_at <= now and not state.order.acknowledged
+        if silent or state.order.deadline <= now:
+            _press(books, lease, state.order)
+
+
+def order(books: Books, lease: Lease, state: KvState, now: float, grace_s: float) -> None:
+    """Orders an engine to free what it keeps beyond its budget."""
+    books.kv_orders += 1
+    state.order = KvOrder(
+        reclaim_id=f"kv-{books.epoch}-{books.kv_orders}",
+        press_at=now + min(preempting.ANSWER_S, grace_s * preempting.ANSWER_SHARE),
+        deadline=now + grace_s,
+    )
+    books.accounts.of(lease.request.namespace, lease.request.holder).reclaims += 1
+    books.announce(lease, DirectiveReason.PREEMPTION)
+    books.happened(
+        EventKind.RECLAIM_REQUESTED,
+        lease,
+        reclaim_id=state.order.reclaim_id,
+        kv_tokens=state.excess,
+        grace_s=grace_s,
+    )
+    books.later(state.order.press_at, "kv", lease)
+    books.later(state.order.deadline, "kv", lease)
+
+
+def _press(books: Books, lease: Lease, asked: KvOrder) -> None:
+    """Tells an engine that has not freed in time that it is pressing."""
+    asked.level = ReclaimLevel.HARD
+    books.announce(lease, DirectiveReason.PREEMPTION)
+    books.happened(EventKind.RECLAIM_ESCALATED, lease, reclaim_id=asked.reclaim_id)
+
+
+# Reservations ---------------------------------------------------------------------------------------------------------
+
+
+def reserve(books: Books, asked: ReservationRequest, ticket: Ticket, now: float) -> DeviceBook:
+    """Reserves tokens for an engine, now or when its budget allows; returns the device. The answer is an effect.
+
+    Raises:
+        LeaseNotFound: The lease is unknown or has ended.
+        Fenced: The fence is not the lease's.
+        InvalidRequest: The lease is no KV engine.
+        IdempotencyMismatch: The request id was used with another number of tokens.
+        ExceedsCapacity: It can never fit.
+        QueueFull: Too many reservations wait or are open already.
+    """
+    lease = books.holder(asked.lease_id, asked.fence, now)
+    device = books.device_of(lease)
+    book, state = device.kv, lease.kv
+    if state is None:
+        raise errors.InvalidRequest([("lease_id", "the lease is no KV engine: it was asked for without kv")])
+    most = min(book.total, book.total if state.share.max_tokens is None else state.share.max_tokens)
+    if asked.tokens > most:
+        raise errors.ExceedsCapacity(
+            f"{asked.tokens} tokens are more than the engine can ever have, which is {most}",
+            requested_tokens=asked.tokens,
+            capacity_tokens=most,
+        )
+    known = _open_reservation(book, lease, asked)
+    if known is not None:
+        books.pending.append(effects.Reserved(ticket, known))
+        return device
+    if len(book.reservations) + len(book.waiting) >= books.config.kv.max_reservations:
+        raise errors.QueueFull("too many KV reservations wait or are open already")
+    waiting = WaitingReservation(
+        ticket=ticket, lease=lease, tokens=asked.tokens, request_id=asked.request_id, deadline=now + asked.wait_s
+    )
+    # What it wants counts as work and as demand before budgets are looked at, so that it wakes an idle engine.
+    book.wait(waiting)
+    publish(books, device, now)
+    if waiting in book.waiting:
+        if asked.wait_s > 0.0:
+            books.later(waiting.deadline, "kv", waiting)
+        else:
+            _refuse(books, book, waiting)
+    return device
+
+
+def _open_reservation(book: KvBook, lease: Lease, asked: ReservationRequest) -> Reservation | None:
+    """An open reservation that this request repeats."""
+    if not asked.request_id:
+        return None
+    for known in book.reservations.values():
+        if known.lease is lease and known.request_id == asked.request_id:
+            if known.tokens != asked.tokens:
+                raise errors.IdempotencyMismatch(request_id=asked.request_id)
+            return known
+    return None
+
+
+def _serve_waiting(books: Books, book: KvBook, now: float) -> None:
+    """Grants waiting reservations that fit into the budgets of their engines, the oldest of each engine first."""
+    blocked: set[Lease] = set()
+    for waiting in book.waiting:
+        state = book.of(waiting.lease)
+        if waiting.lease in blocked or state.resident + waiting.tokens > state.budget:
+            blocked.add(waiting.lease)
+            continue
+        book.leave(waiting.ticket)
+        reservation = Reservation(
+            reservation_id=books.names.lease_id(),
+            ticket=waiting.ticket,
+            lease=waiting.lease,
+            tokens=waiting.tokens,
+            request_id=waiting.request_id,
+            expires_at=now + books.config.kv.reservation_s,
+        )
+        book.reserve(reservation)
+        books.later(reservation.expires_at, "kv", reservation)
+        books.pending.append(effects.Reserved(waiting.ticket, reservation))
+
+
+def _refuse(books: Books, book: KvBook, waiting: WaitingReservation) -> None:
+    state = book.of(waiting.lease)
+    free = max(0, state.budget - state.resident)
+    book.leave(waiting.ticket)
+    error = errors.InsufficientTokens(
+        f"{waiting.tokens} tokens are wanted, {free} of the budget of {state.budget} are free; wait, or try again soon",
+        requested_tokens=waiting.tokens,
+        available_tokens=free,
+    )
+    books.pending.append(effects.ReservationRefused(waiting.ticket, error))
+
+
+def give_up(books: Books, waiting: WaitingReservation) -> None:
+    """A reservation has waited long enough."""
+    book = books.device_of(waiting.lease).kv
+    if waiting in book.waiting:
+        _refuse(books, book, waiting)
+
+
+def complete(books: Books, reservation_id: str) -> DeviceBook | None:
+    """Returns what was reserved; the device, ``None`` when it had been returned before.
+
+    Raises:
+        ReservationNotFound: No such reservation is known, nor was of late.
+    """
+    for device in books.devices.values():
+        reservation = device.kv.reservations.get(reservation_id)
+        if reservation is not None:
+            _close(books, device.kv, reservation)
+            return device
+    if reservation_id not in books.kv_completed:
+        raise errors.ReservationNotFound(reservation_id=reservation_id)
+    return None
+
+
+def expire(books: Books, reservation: Reservation) -> None:
+    """An abandoned reservation returns by itself."""
+    book = books.device_of(reservation.lease).kv
+    if reservation.reservation_id in book.reservations:
+        _close(books, book, reservation)
+        books.happened(EventKind.KV_RESERVATION_EXPIRED, reservation.lease, tokens=reservation.tokens)
+
+
+def _close(books: Books, book: KvBook, reservation: Reservation) -> None:
+    book.complete(reservation)
+    books.kv_completed[reservation.reservation_id] = None
+    if len(books.kv_completed) > books.config.kv.max_reservations:
+        books.kv_completed.popitem(last=False)
+
+
+def withdraw(books: Books, ticket: Ticket) -> DeviceBook | None:
+    """The caller of a reservation has gone: what waits is taken out, what was granted to nobody returns."""
+    for device in books.devices.values():
+        if device.kv.leave(ticket) is not None:
+            return device
+        for reservation in device.kv.reservations.values():
+            if reservation.ticket == ticket:
+                _close(books, device.kv, reservation)
+                return device
+    return None
