@@ -2,20 +2,24 @@
 
 The oracle remembers what was promised and not yet confirmed, what was measured, who beat when, and which ticket was
 answered how; with that it can tell when bytes are promised twice, when a lease ends too early, when a ticket is lost,
-and when authority comes back from the dead.
+and when authority comes back from the dead. It outlives the arbiter: what a restart must not undo is kept here too.
+
+What must hold at the moment of an event is checked here, in a method that says what; what must hold always is in
+``invariant_oracle``.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from arbiter_sidecar import errors
 from arbiter_sidecar.arbiter import effects
 from arbiter_sidecar.ledger.devices import DeviceRules
 from arbiter_sidecar.ledger.leases import Lease
-from arbiter_sidecar.policy import ranking
+from arbiter_sidecar.policy import capacity, ranking
 from arbiter_sidecar.requests import AllocationRequest
-from arbiter_sidecar.types import EndReason, EventKind, Priority, Ticket
+from arbiter_sidecar.types import EndReason, EventKind, PressureLevel, Priority, Ticket
 from tests.arbiter.desk import Desk, gib
 from tests.arbiter.preemption_oracle import Watch
 
@@ -40,6 +44,8 @@ class Truth:
         residue: What is held for it after its end; ``None`` while it lives.
         zeros: When nothing was measured of it after the end, since something was.
         drained: Its bytes were declared gone.
+        client_stops: When its holder, who counts from before it sends, takes the lease for lost.
+        directive: What it was told with its newest revision: quality, limit, and the order to give memory back.
     """
 
     lease: Lease
@@ -51,6 +57,8 @@ class Truth:
     residue: int | None = None
     zeros: list[float] = field(default_factory=list)
     drained: bool = False
+    client_stops: float = 0.0
+    directive: tuple[float, int, str] | None = None
 
     @property
     def charge(self) -> int:
@@ -60,6 +68,11 @@ class Truth:
         if self.residue is not None:
             return self.residue
         return max(self.promised, self.lease.measured_bytes or 0)
+
+
+def directive_of(lease: Lease) -> tuple[float, int, str]:
+    """What the holder of a lease is told at present."""
+    return lease.quality, lease.limit_bytes, "" if lease.reclaim is None else lease.reclaim.reclaim_id
 
 
 class Oracle:
@@ -74,14 +87,26 @@ class Oracle:
     watch: Watch
 
     def __init__(self) -> None:
+        self.fences: dict[str, int] = {}
+        self.former: list[Lease] = []
+        self.survivors: dict[int, int] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """An arbiter begins that knows nothing; what must outlive the one before stays."""
         self.truths: dict[str, Truth] = {}
         self.waiting: dict[Ticket, float] = {}
         self.arrival: dict[Ticket, int] = {}
         self.asked: dict[Ticket, tuple[AllocationRequest, float, str]] = {}
         self.closed: set[Ticket] = set()
-        self.fences: dict[str, int] = {}
+        self.gone_callers: set[Ticket] = set()
         self.sampled_at: float | None = None
         self.foreign = 0
+        self.ceilings = {name: gib(size) for name, size in SIZES.items()}
+        self.levels = dict.fromkeys(SIZES, PressureLevel.LOW)
+        self.ends: Counter[EndReason] = Counter()
+        self.reductions = 0
+        self.raises = 0
         self.seen = 0
         self.revision = 0
         self.draining = False
@@ -111,9 +136,17 @@ class Oracle:
         deadline = max(truth.beat_at + truth.lease.request.ttl_s, truth.quiet_until)
         return truth.residue is not None or deadline <= self.desk.now
 
-    def heard(self, truth: Truth) -> None:
-        """A valid heartbeat."""
+    def heard(self, truth: Truth, on_its_way_s: float = 0.0) -> None:
+        """A valid heartbeat, which its holder sent so long ago."""
         truth.beat_at = self.desk.now
+        sent_at = truth.beat_at - on_its_way_s
+        truth.client_stops = max(truth.client_stops, sent_at + truth.lease.request.ttl_s)
+
+    def ceiling_follows(self) -> None:
+        """A sample came: the ceiling falls at once and rises by a quarter of the gap to what is known of strangers."""
+        known, found = self.ceilings[CARD], max(0, gib(SIZES[CARD]) - self.foreign)
+        near = found <= known or found - known < capacity.SNAP_BYTES
+        self.ceilings[CARD] = found if near else known + (found - known) // 4
 
     def measured(self, truth: Truth, limit: int) -> None:
         """A living lease was measured: a fall to its limit confirms that."""
@@ -141,14 +174,15 @@ class Oracle:
             if isinstance(effect, effects.Ended):
                 self.ended(effect.lease)
             elif isinstance(effect, effects.Drained):
-                self.gone(effect.lease)
+                self.bytes_return_only_by_measurement(effect.lease)
             elif isinstance(effect, effects.Happened) and effect.kind is EventKind.LEASE_GRANTED:
                 promised_on |= self.opened(effect)
             elif isinstance(effect, effects.DirectiveChanged):
                 promised_on |= self.told(effect.lease)
             elif isinstance(effect, effects.Granted | effects.Refused):
-                self.answered(effect)
+                self.every_ticket_is_answered_once(effect)
             elif isinstance(effect, effects.Happened):
+                self.counted(effect)
                 truth = self.truths.get(effect.lease_id)
                 if truth is not None and int(effect.fields.get("credited_bytes", "0")):
                     # It may have been told less in the same command, when its new size was shared out.
@@ -157,12 +191,14 @@ class Oracle:
                 charge = truth.charge if truth is not None else 0
                 self.watch.happened(effect, truth.lease if truth is not None else None, charge, self.desk.now)
         for truth in self.truths.values():
-            self.watch.credited(truth.lease)
+            self.watch.each_freed_byte_is_credited_once(truth.lease)
         charges = {name: truth.charge for name, truth in self.truths.items()}
         for name in SIZES:
-            self.watch.followed(self.desk.device(name), charges)
+            self.watch.confirmed_is_what_the_books_show(self.desk.device(name), charges)
+            self.watch.orders_add_up_to_the_need(self.desk.device(name))
+        self.watch.batches.clear()
         for name in promised_on:
-            self.had_room(name)
+            self.accounted_within_usable_at_each_grant(name)
 
     def opened(self, event: effects.Happened) -> set[str]:
         """A new lease: a new fence, and a promise on its device; of nothing where its quality may be 0."""
@@ -170,13 +206,35 @@ class Oracle:
         assert lease is not None
         # It may have been told less in the same command, when the next in the queue was let in.
         promised = int(event.fields["memory_bytes"])
-        assert lease.fence > self.fences.get(lease.device_id, 0)
-        self.fences[lease.device_id] = lease.fence
+        self.fences_grow_across_restarts(lease)
         assert lease.lease_id not in self.truths
         now, window = self.desk.now, lease.request.startup_window_s
-        self.truths[lease.lease_id] = Truth(lease, promised, now, now + window, 0)
+        truth = self.truths[lease.lease_id] = Truth(lease, promised, now, now + window, 0)
+        truth.client_stops = now + max(lease.request.ttl_s, window)
+        truth.directive = directive_of(lease)
         assert not self.draining
         return {lease.device_id} if promised else set()
+
+    def fences_grow_across_restarts(self, lease: Lease) -> None:
+        """A new lease has a fence above every earlier one of its device, whichever arbiter gave those out."""
+        assert lease.fence > self.fences.get(lease.device_id, 0)
+        self.fences[lease.device_id] = lease.fence
+
+    def counted(self, event: effects.Happened) -> None:
+        """What events say of targets and of pressure is counted, to be compared with the counters."""
+        if event.kind is EventKind.QUALITY_CHANGED:
+            lower = float(event.fields["quality"]) < float(event.fields["before"])
+            self.reductions += lower
+            self.raises += not lower
+        elif event.kind is EventKind.PRESSURE_CHANGED:
+            self.each_crossing_is_told_once(event)
+
+    def each_crossing_is_told_once(self, event: effects.Happened) -> None:
+        """The level that an event leaves is the one that the event before it came to, and it is another one."""
+        before, after = PressureLevel[event.fields["before"]], PressureLevel[event.fields["pressure_level"]]
+        assert before is self.levels[event.device_id]
+        assert after is not before
+        self.levels[event.device_id] = after
 
     def told(self, lease: Lease) -> set[str]:
         """A directive: newer than every earlier one of the lease; a rise is a promise too."""
@@ -186,10 +244,11 @@ class Oracle:
             truth.revision = lease.revision
             truth.over = lease.measured_bytes is not None and lease.measured_bytes > lease.limit_bytes
             truth.promised = max(truth.promised, lease.limit_bytes)
+        truth.directive = directive_of(lease)
         assert lease.revision == truth.revision
         return {lease.device_id} if rises else set()
 
-    def answered(self, effect: effects.Granted | effects.Refused) -> None:
+    def every_ticket_is_answered_once(self, effect: effects.Granted | effects.Refused) -> None:
         """A ticket gets one answer, and none after its caller has gone."""
         assert effect.ticket not in self.closed
         del self.waiting[effect.ticket]
@@ -197,11 +256,11 @@ class Oracle:
         if isinstance(effect, effects.Granted):
             assert effect.lease.lease_id in self.truths
             if not effect.already_granted:
-                self.in_turn(effect.ticket, effect.lease.device_id)
+                self.nobody_is_overtaken(effect.ticket, effect.lease.device_id)
         elif isinstance(effect.error, errors.WaitTimeout):
             assert int(effect.error.metadata()["waited_ms"]) > 0
 
-    def in_turn(self, ticket: Ticket, name: str) -> None:
+    def nobody_is_overtaken(self, ticket: Ticket, name: str) -> None:
         """Nobody who can go nowhere else is passed by one of lower rank, unless others were made to go for that."""
         asked, since, called = self.asked.get(ticket, (None, 0.0, ""))
         if self.backfill or asked is None or called in self.watch.named:
@@ -219,20 +278,31 @@ class Oracle:
     def ended(self, lease: Lease) -> None:
         """An end: once, for a reason, not before its time; and not a byte comes free."""
         truth = self.truths[lease.lease_id]
-        assert truth.residue is None
+        self.bytes_of_a_lease_leave_once(truth)
         assert lease.end_reason is not EndReason.NONE
+        self.ends[lease.end_reason] += 1
         if lease.end_reason is EndReason.EXPIRED:
-            assert self.dead(truth), "no lease ends by time before its time"
+            self.no_expiry_before_ttl(truth)
         elif lease.end_reason is EndReason.ORPHANED:
             assert self.exited.issuperset(lease.request.pids)
         elif lease.end_reason is EndReason.PREEMPTED:
             self.watch.preempted(lease, self.desk.now)
         truth.residue = truth.charge
 
-    def gone(self, lease: Lease) -> None:
-        """Bytes are declared gone: measured so, or held for the lock delay."""
-        truth = self.truths[lease.lease_id]
+    @staticmethod
+    def bytes_of_a_lease_leave_once(truth: Truth, *, drained: bool = False) -> None:
+        """A lease ends once, and once after that its bytes are gone."""
+        assert (truth.residue is not None) is drained
         assert not truth.drained
+
+    def no_expiry_before_ttl(self, truth: Truth) -> None:
+        """A lease ends by time only when its whole time to live has passed since its last valid heartbeat."""
+        assert self.dead(truth)
+
+    def bytes_return_only_by_measurement(self, lease: Lease) -> None:
+        """Bytes are declared gone: measured so, or held for the lock delay where they could never be measured."""
+        truth = self.truths[lease.lease_id]
+        self.bytes_of_a_lease_leave_once(truth, drained=True)
         lost = lease.device_id == CARD and self.desk.device(CARD).lost
         if lease.measured_bytes is not None and not lost:
             assert len(truth.zeros) >= RULES.zero_samples
@@ -241,7 +311,7 @@ class Oracle:
             assert self.desk.now >= lease.ended_at + max(RULES.lock_delay_s, 2 * lease.request.ttl_s)
         truth.drained = True
 
-    def had_room(self, name: str) -> None:
+    def accounted_within_usable_at_each_grant(self, name: str) -> None:
         """Whoever was promised something: with all that was promised, measured and foreign, it fits."""
         charges = sum(truth.charge for truth in self.truths.values() if truth.lease.device_id == name)
         foreign = self.foreign if name == CARD else 0
@@ -249,34 +319,3 @@ class Oracle:
         if name == CARD:
             assert self.sampled_at is not None
             assert self.desk.now - self.sampled_at <= RULES.freeze_after_s, "nothing is promised blindly"
-
-    def prove(self) -> None:
-        """Every ticket is answered, gone or waiting; every lease is what the oracle takes it to be."""
-        queue = self.desk.books.queue
-        assert all(queue.of(ticket) is not None for ticket in self.waiting)
-        assert queue.callers == len(self.waiting)
-        assert all(len(outcomes) == 1 for outcomes in self.desk.outcomes.values())
-        for truth in self.truths.values():
-            lease = truth.lease
-            assert lease.alive is (truth.residue is None)
-            assert lease.elastic.min_quality <= lease.quality <= lease.elastic.max_quality
-            assert lease.request.max_quality >= lease.quality
-            if lease.alive:
-                assert lease.charged_bytes == truth.promised
-                assert lease.limit_bytes >= lease.elastic.bytes_at(lease.quality) - ROUNDING
-                assert (
-                    lease.donated_at
-                    or lease.credit_bytes
-                    or lease.limit_bytes <= (lease.elastic.bytes_at(lease.quality))
-                )
-        for name in SIZES:
-            book = self.desk.device(name)
-            mine = [truth for truth in self.truths.values() if truth.lease.device_id == name]
-            assert book.residue_bytes == sum(truth.charge for truth in mine if truth.residue is not None)
-            assert book.accounted_bytes == sum(truth.charge for truth in mine if truth.residue is None)
-            assert len(queue) or not (book.awaited or book.candidate)
-            assert book.ceiling_bytes <= book.facts.capacity_bytes - book.foreign_bytes or book.ceiling_bytes == 0
-        self.watch.answers(self.desk)
-        assert all(waiter.passed <= self.backfill for waiter in queue)
-        assert self.desk.books.revision >= self.revision
-        self.revision = self.desk.books.revision

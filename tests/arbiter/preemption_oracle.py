@@ -52,13 +52,16 @@ class Watch:
     settled: dict[str, int] = field(default_factory=dict)
     closed_at: dict[str, float] = field(default_factory=dict)
     tickets: dict[Ticket, bool] = field(default_factory=dict)
-    pressed: int = 0
+    requesters: dict[str, str] = field(default_factory=dict)
+    taken: set[tuple[str, str]] = field(default_factory=set)
+    batches: dict[str, list[tuple[str, int, bool]]] = field(default_factory=dict)
 
     def happened(self, event: effects.Happened, lease: Lease | None, charge: int, now: float) -> None:
         """One event of a preemption; ``lease`` is the one it names and ``charge`` what is left alone for its sake."""
         plan_id = event.fields.get("plan_id", "")
         if event.kind is EventKind.PREEMPTION_PLANNED:
             self.asked_by[plan_id] = event.fields["priority"]
+            self.requesters[plan_id] = event.lease_id
             self.named.add(event.request_id)
         elif event.kind is EventKind.RECLAIM_REQUESTED:
             assert lease is not None
@@ -75,11 +78,12 @@ class Watch:
         earlier = self.orders.setdefault(lease.lease_id, [])
         machine = asked_by == "machine"
         if not machine:
-            assert Priority[asked_by] - lease.request.priority >= self.gap
-            assert now - lease.created_at >= (REVOKE_HOLD_S if whole else SHRINK_HOLD_S)
-            assert sum(now - each.at < DONATION_WINDOW_S for each in earlier) < DONATION_LIMIT
-            spared = [self.closed_at[each.plan_id] for each in earlier if each.plan_id in self.closed_at]
-            assert all(now >= moment + COOLDOWN_S for moment in spared[-1:])
+            self.victims_are_lower_and_held_long_enough(lease, Priority[asked_by], whole, now)
+            self.nobody_gives_too_often(earlier, now)
+        self.victims_cannot_take_back(lease.lease_id, self.requesters[plan_id])
+        if not whole:
+            self.nobody_goes_below_its_minimum(lease)
+        self.batches.setdefault(plan_id, []).append((lease.lease_id, int(event.fields["memory_bytes"]), whole))
         deadline = now + float(event.fields["grace_s"])
         if earlier and earlier[-1].plan_id == plan_id:
             # It is asked for more: what it has given so far counts on.
@@ -87,6 +91,54 @@ class Watch:
         elif whole:
             charge = min(charge, int(event.fields["memory_bytes"]))
         earlier.append(Order(now, plan_id, deadline, whole, machine, charge))
+
+    def victims_are_lower_and_held_long_enough(self, lease: Lease, asked_by: Priority, whole: bool, now: float) -> None:
+        """Who is asked stands below the requester by the gap at least, and has been held for its minimum time."""
+        assert asked_by - lease.request.priority >= self.gap
+        assert now - lease.created_at >= (REVOKE_HOLD_S if whole else SHRINK_HOLD_S)
+
+    def nobody_gives_too_often(self, earlier: list[Order], now: float) -> None:
+        """Who gave twice of late, or to a plan that has just closed, is left in peace."""
+        assert sum(now - each.at < DONATION_WINDOW_S for each in earlier) < DONATION_LIMIT
+        spared = [self.closed_at[each.plan_id] for each in earlier if each.plan_id in self.closed_at]
+        assert all(now >= moment + COOLDOWN_S for moment in spared[-1:])
+
+    def victims_cannot_take_back(self, donor: str, requester: str) -> None:
+        """Nobody takes from one that took from it."""
+        assert donor != requester
+        if requester:
+            self.taken.add((requester, donor))
+            assert (donor, requester) not in self.taken
+
+    @staticmethod
+    def nobody_goes_below_its_minimum(lease: Lease) -> None:
+        """Who is made to shrink keeps its minimum."""
+        assert lease.limit_bytes >= lease.elastic.floor_bytes
+
+    def orders_add_up_to_the_need(self, device: DeviceBook) -> None:
+        """What a round asks of all donors together is what was missing: to the byte, unless whole leases are taken.
+
+        Less only where less is welcome; and no whole lease is taken without which it would be enough.
+        """
+        plan = device.plan
+        if plan is None or plan.plan_id not in self.batches:
+            return
+        batch = self.batches[plan.plan_id]
+        asked = sum(amount for _, amount, _ in batch)
+        named = {lease_id for lease_id, _, _ in batch}
+        before = sum(
+            each.confirmed_bytes if each.lease.alive else each.planned_bytes
+            for lease_id, each in plan.donations.items()
+            if lease_id not in named
+        )
+        before += sum(plan.donations[lease_id].planned_bytes - amount for lease_id, amount, _ in batch)
+        missing = plan.need_bytes - before
+        wholes = [amount for _, amount, whole in batch if whole]
+        if asked < missing:
+            assert plan.partial
+        elif not wholes or len(wholes) < len(batch):
+            assert asked == missing
+        assert not any(asked - amount >= missing for amount in wholes)
 
     def answered(self, lease: Lease) -> None:
         """A holder answers what it was asked last, or does what it was told last."""
@@ -105,13 +157,13 @@ class Watch:
             for order in orders:
                 order.deadline += seconds
 
-    def credited(self, lease: Lease) -> None:
+    def each_freed_byte_is_credited_once(self, lease: Lease) -> None:
         """What a lease has gained is what was confirmed for it, or less."""
         before = self.credits.get(lease.lease_id, 0)
         assert before <= lease.credit_bytes <= before + self.settled.pop(lease.lease_id, 0)
         self.credits[lease.lease_id] = lease.credit_bytes
 
-    def followed(self, device: DeviceBook, charges: dict[str, int]) -> None:
+    def confirmed_is_what_the_books_show(self, device: DeviceBook, charges: dict[str, int]) -> None:
         """An open plan counts what the books show, and not a byte more."""
         plan = device.plan
         if plan is None:
@@ -126,7 +178,7 @@ class Watch:
         assert device.earmarked_bytes == kept
         assert plan.requester is None or plan.requester.alive
 
-    def answers(self, desk: Desk) -> None:
+    def every_preemption_is_answered_once(self, desk: Desk) -> None:
         """Every caller of a preemption has one answer, waits, or has gone."""
         open_plans = [device.plan for device in desk.books.devices.values() if device.plan is not None]
         for ticket, gone in self.tickets.items():

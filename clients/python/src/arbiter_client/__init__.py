@@ -18,6 +18,9 @@ from arbiter_client.blocking import BlockingClient, BlockingLease, BlockingLease
 from arbiter_client.connection import HeartbeatMode
 from arbiter_client.directive import Directive, DirectiveReason, Reclaim, ReclaimLevel, ShardAssignment
 from arbiter_client.errors import ArbiterClientError, ArbiterUnreachable, LeaseLost
+from arbiter_client.kv import KvBudget
+from arbiter_client.kv_layout import KV_BITS, KvLayout
+from arbiter_client.kv_requests import KvRequest, RequestState
 from arbiter_client.ladder import QUALITY_LEVELS, Ladder, NoRungFits, Rung, fragments_for_quality
 from arbiter_client.lease import HeldLease
 from arbiter_client.preemption import DeviceNeed, Donation, Need, Preemption, RejectedDonor
@@ -26,6 +29,7 @@ from arbiter_client.terms import Terms
 __version__ = "0.1.0"
 
 __all__ = [
+    "KV_BITS",
     "QUALITY_LEVELS",
     "ArbiterClientError",
     "ArbiterUnreachable",
@@ -40,6 +44,9 @@ __all__ = [
     "Events",
     "HeartbeatMode",
     "HeldLease",
+    "KvBudget",
+    "KvLayout",
+    "KvRequest",
     "Ladder",
     "Lease",
     "LeaseLost",
@@ -50,6 +57,7 @@ __all__ = [
     "Reclaim",
     "ReclaimLevel",
     "RejectedDonor",
+    "RequestState",
     "Rung",
     "ShardAssignment",
     "Terms",

@@ -84,6 +84,10 @@ class Books:
         lease.directive.lease_id = lease.lease_id
         lease.directive.quality = lease.max_quality
         lease.directive.memory_limit_bytes = request.memory_bytes
+        if request.HasField("kv"):
+            # There is no pool to divide: what the engine may have at most, else what it is to keep at least.
+            most = request.kv.HasField("max_tokens")
+            lease.directive.kv_token_budget = request.kv.max_tokens if most else request.kv.min_tokens
         self._stamp(lease.directive, lease_pb2.DirectiveReason.DIRECTIVE_REASON_GRANT)
         return lease
 
@@ -118,6 +122,9 @@ class Books:
             report.ClearField("outcome")
         if report.outcome:
             said.ClearField("achievable_quality")
+        if report.HasField("kv"):
+            # A state, not a change to it: what is zero now must not stay as it was.
+            said.ClearField("kv")
         self._hear(lease, report.reclaim_acks)
         # Merging keeps what the new report does not mention, and would add up lists.
         report.ClearField("reclaim_acks")

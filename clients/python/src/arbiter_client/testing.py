@@ -70,12 +70,14 @@ class Applied:
         outcome: ``APPLIED``, ``DEFERRED``, ``REFUSED``, or empty.
         achievable_quality: With REFUSED, what it can reach.
         used_memory_bytes: What it says it uses; ``None`` before it said so.
+        kv: What it says of its KV cache; ``None`` before it said so.
     """
 
     revision: int = 0
     outcome: str = ""
     achievable_quality: float | None = None
     used_memory_bytes: int | None = None
+    kv: arbiter_service_pb2.KvUsage | None = None
 
 
 class InMemoryArbiter:
@@ -260,7 +262,8 @@ class InMemoryArbiter:
         with self._lock:
             if not self._changed.wait_for(lambda: self._books.said(lease_id).applied_revision >= revision, timeout):
                 raise TimeoutError(f"nothing was said about revision {revision} of {lease_id} in {timeout} s")
-            said = self._books.said(lease_id)
+            said = arbiter_service_pb2.HeartbeatRequest.Report()
+            said.CopyFrom(self._books.said(lease_id))
         return Applied(
             revision=said.applied_revision,
             outcome=""
@@ -268,6 +271,7 @@ class InMemoryArbiter:
             else arbiter_service_pb2.ReportOutcome.Name(said.outcome).removeprefix("REPORT_OUTCOME_"),
             achievable_quality=said.achievable_quality if said.HasField("achievable_quality") else None,
             used_memory_bytes=said.used_memory_bytes if said.HasField("used_memory_bytes") else None,
+            kv=said.kv if said.HasField("kv") else None,
         )
 
     def refuse_next(self, reason: str) -> None:

@@ -1,0 +1,1 @@
+"""Named faults, each against a real server and real workers."""
