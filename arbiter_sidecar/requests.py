@@ -102,8 +102,7 @@ class PreemptionRequest:
     device_id: str = ""
     priority: Priority | None = None
     allow_partial: bool = False
-    # What is left of the caller's deadline differs from try to try; a retry is the same request all the same.
-    grace_s: float | None = field(default=None, compare=False)
+    grace_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,10 +130,12 @@ class ReclaimAck:
 
     Attributes:
         reclaim_id: The order.
+        freed_bytes: What has been freed for it so far.
         done: Nothing more will be freed.
     """
 
     reclaim_id: str
+    freed_bytes: int = 0
     done: bool
 
 

@@ -186,8 +186,11 @@ class Renewals:
             if donation is None or ack.reclaim_id != donation.reclaim_id:
                 continue
             self._acknowledge(lease, donation)
+            # Its words are about this order, whatever it has been told since, and count as far as measurement agrees.
             left = max(lease.limit_bytes, donation.limit_bytes)
-            if ack.done and not donation.whole and lease.charged_bytes > left:
+            if not ack.done:
+                left = max(left, donation.baseline_bytes - ack.freed_bytes)
+            if not donation.whole and lease.charged_bytes > left:
                 self._books.device_of(lease).charge(lease, left)
                 outcome.touched[lease.device_id] = None
 

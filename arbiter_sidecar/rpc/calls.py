@@ -55,7 +55,7 @@ class Calls:
         self, message: pb.RequestPreemptionRequest, remaining_s: float | None = None
     ) -> pb.RequestPreemptionResponse:
         """Has memory taken from others; ``remaining_s`` is what is left of the caller's own deadline."""
-        asked = convert.preemption(message, wait_at_most_s=math.inf if remaining_s is None else remaining_s)
+        asked = convert.preemption(message)
         if message.dry_run:
             return self.renderer.draft(self.runtime.dry_preempt(asked), self.runtime.books.leases)
         return self.renderer.plan((await self.runtime.preempt(asked)).plan)

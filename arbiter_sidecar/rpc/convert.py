@@ -229,7 +229,11 @@ def _report(fields: Fields, where: str, message: pb.HeartbeatRequest.Report, *, 
         kv=_kv_usage(fields, f"{where}.kv", message.kv) if message.HasField("kv") else None,
         busy_for_s=fields.span(f"{where}.busy_for", message.busy_for, most=MAX_QUIET_S),
         reclaim_acks=tuple(
-            ReclaimAck(reclaim_id=fields.text(f"{where}.reclaim_acks", ack.reclaim_id, required=True), done=ack.done)
+            ReclaimAck(
+                reclaim_id=fields.text(f"{where}.reclaim_acks", ack.reclaim_id, required=True),
+                freed_bytes=fields.integer(f"{where}.reclaim_acks", ack.freed_bytes, least=0),
+                done=ack.done,
+            )
             for ack in message.reclaim_acks[:MAX_REPORTS]
         ),
     )
@@ -259,7 +263,7 @@ def claim(message: pb.Reattach) -> tuple[str, int]:
     return lease_id, fence
 
 
-def preemption(message: pb.RequestPreemptionRequest, *, wait_at_most_s: float = math.inf) -> PreemptionRequest:
+def preemption(message: pb.RequestPreemptionRequest) -> PreemptionRequest:
     """A checked request to have memory taken from others.
 
     Raises:
@@ -280,7 +284,7 @@ def preemption(message: pb.RequestPreemptionRequest, *, wait_at_most_s: float = 
         need_bytes=0 if tokens else fields.integer("memory_bytes", message.memory_bytes, least=1),
         need_tokens=fields.integer("kv_tokens", message.kv_tokens, least=1) if tokens else 0,
         allow_partial=message.allow_partial,
-        grace_s=None if grace is None else min(grace, wait_at_most_s),
+        grace_s=grace,
         request_id=fields.text("request_id", message.request_id),
     )
     fields.verify()

@@ -49,10 +49,11 @@ def unary(kind: type[_M], call: Callable[[_M, Context], Awaitable[Message]]) -> 
         try:
             return (await call(parse(kind, raw), context)).SerializeToString()
         except errors.ArbiterError as error:
-            failure = error
+            failure = error.with_traceback(None)
         except Exception as error:
             failure = surprise(error, kind.DESCRIPTOR.full_name)
-        await status.abort(context, failure)
+        status.refuse(context, failure)
+        return b""
 
     return grpc.unary_unary_rpc_method_handler(handler)
 
@@ -64,10 +65,10 @@ def server_stream(kind: type[_M], call: Callable[[_M, Context], Awaitable[None]]
         try:
             return await call(parse(kind, raw), context)
         except errors.ArbiterError as error:
-            failure = error
+            failure = error.with_traceback(None)
         except Exception as error:
             failure = surprise(error, kind.DESCRIPTOR.full_name)
-        await status.abort(context, failure)
+        status.refuse(context, failure)
 
     return grpc.unary_stream_rpc_method_handler(handler)
 
@@ -81,10 +82,10 @@ def both_streams(
         try:
             return await call(requests, context)
         except errors.ArbiterError as error:
-            failure = error
+            failure = error.with_traceback(None)
         except Exception as error:
             failure = surprise(error, name)
-        await status.abort(context, failure)
+        status.refuse(context, failure)
 
     return grpc.stream_stream_rpc_method_handler(handler)
 

@@ -1,10 +1,10 @@
-"""Turns domain errors into gRPC statuses. Nothing else calls ``abort``."""
+"""Turns domain errors into gRPC statuses. Nothing else sets the code of a call."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -58,8 +58,12 @@ def metadata_of(error: errors.ArbiterError) -> dict[str, str]:
     return kept
 
 
-async def abort(context: Context, error: errors.ArbiterError) -> NoReturn:
-    """Ends the call with the error, its details, and the same in plain trailing metadata."""
+def refuse(context: Context, error: errors.ArbiterError) -> None:
+    """Has the call end with the error, its details, and the same in plain trailing metadata once its handler returns.
+
+    Nothing is raised: an exception that the call keeps would keep the call in turn, and its stream would count as open
+    until the next full collection. A connection has room for so many open streams only.
+    """
     metadata = metadata_of(error)
     status = status_pb2.Status(code=code(error).value[0], message=printable(error.message))
     _attach(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
@@ -71,8 +75,9 @@ async def abort(context: Context, error: errors.ArbiterError) -> NoReturn:
         _attach(status, error_details_pb2.RetryInfo(retry_delay=delay))
     rendered = rpc_status.to_status(status)
     plain = ((REASON_KEY, error.reason), (METADATA_KEY, json.dumps(metadata)))
-    await context.abort(rendered.code, rendered.details, (*rendered.trailing_metadata, *plain))
-    raise AssertionError("abort returns only by raising")
+    context.set_trailing_metadata((*rendered.trailing_metadata, *plain))
+    context.set_code(rendered.code)
+    context.set_details(rendered.details)
 
 
 def session_error(error: errors.ArbiterError) -> pb.Error:

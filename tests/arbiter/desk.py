@@ -325,10 +325,10 @@ class Desk:
         self.arbiter.withdraw(ticket, self.now)
         self.collect()
 
-    def ack(self, lease: Lease, *, done: bool = True) -> None:
-        """A holder answers the order that it has: that it has given, or only that it will."""
+    def ack(self, lease: Lease, *, done: bool = True, freed: float = 0.0) -> None:
+        """A holder answers the order that it has: that it has given, or what so far."""
         assert lease.reclaim is not None
-        acks = (ReclaimAck(reclaim_id=lease.reclaim.reclaim_id, done=done),)
+        acks = (ReclaimAck(reclaim_id=lease.reclaim.reclaim_id, freed_bytes=gib(freed), done=done),)
         assert self.report(lease, ReportOutcome.NONE, revision=0, acks=acks).verdict is Verdict.RENEWED
 
     def apply(self, *leases: Lease) -> None:

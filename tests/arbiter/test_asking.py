@@ -113,7 +113,7 @@ def test_those_that_wait_for_their_turn_are_refused_when_the_server_drains(desk:
 def test_retry_hears_the_same_when_it_names_the_same_request(desk: Desk) -> None:
     stage, (lease, _) = stage_of(desk, "h1", "h2")
     one = desk.preempt(10, lease, request_id="r")
-    two = desk.preempt(10, lease, request_id="r", grace=1.0)
+    two = desk.preempt(10, lease, request_id="r")
     assert stage.orders() == "A10"
     stage.give("A")
     three = desk.preempt(10, lease, request_id="r")

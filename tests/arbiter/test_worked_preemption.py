@@ -17,9 +17,9 @@ def test_nothing_is_taken_and_all_is_well_when_nothing_is_needed(desk: Desk, nee
     plan = desk.arbiter.dry_preempt(taking(need, lease), desk.now)
     assert (plan.refused, plan.donations) == (False, ())
     if need == 0.0:
-        closed = desk.closed[desk.preempt(need, lease)]
-        assert closed.error is None
-        assert not closed.plan.donations
+        ticket = desk.preempt(need, lease)
+        assert desk.closed[ticket].error is None
+        assert not desk.plan_of(ticket).donations
     assert [each.limit_bytes for each in stage.leases.values()] == limits
     assert not stage.open
 
