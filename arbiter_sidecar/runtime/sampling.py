@@ -19,11 +19,13 @@ class SamplingRates:
 
     Attributes:
         idle_s: Seconds between samples when nothing is expected.
-        eager_s: Seconds between samples while a request waits or ended leases drain.
+        eager_s: Seconds between samples while a request waits, a preemption is open or ended leases drain.
+        least_s: Seconds between samples at least, whatever happens: each one reads every holder.
     """
 
     idle_s: float = 0.5
     eager_s: float = 0.1
+    least_s: float = 0.02
 
 
 class Sampler:
@@ -50,6 +52,7 @@ class Sampler:
         self._on_sample = on_sample
         self._on_failure = on_failure
         self._hurry = asyncio.Event()
+        self._at_once = asyncio.Event()
 
     async def once(self) -> None:
         """Takes one sample and passes it on, or the reason why there is none."""
@@ -64,17 +67,32 @@ class Sampler:
 
     async def run(self) -> None:
         """Samples until cancelled."""
+        rates, pause_s = self._rates, min(self._rates.least_s, self._rates.eager_s)
         while True:
+            # What happens while a sample is being taken may not be in it, so it is asked for before and not after.
+            self._at_once.clear()
             await self.once()
             self._hurry.clear()
-            if not self._eager():
-                try:
-                    async with asyncio.timeout(self._rates.idle_s):
-                        await self._hurry.wait()
-                except TimeoutError:
-                    continue
-            await asyncio.sleep(self._rates.eager_s)
+            await asyncio.sleep(pause_s)
+            if not self._eager() and not self._at_once.is_set() and not await _set(self._hurry, rates.idle_s - pause_s):
+                continue
+            await _set(self._at_once, rates.eager_s - pause_s)
 
     def hurry(self) -> None:
         """Something has happened that the next sample should show soon."""
         self._hurry.set()
+
+    def at_once(self) -> None:
+        """Somebody says that bytes are free and somebody waits for them: measure now."""
+        self._at_once.set()
+        self._hurry.set()
+
+
+async def _set(event: asyncio.Event, timeout_s: float) -> bool:
+    """Waits until the event is set; False when it is not within that time, which may be nothing or less."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -13,7 +13,10 @@ import pytest
 from arbiter_sidecar.types import GIB
 from tests import fake_nvml
 from tests.fake_nvml import FakeCard, FakeDriver
-from tests.gpu import checks
+from tests.gpu import checks, server_checks
+
+#: Checks that need a driver which tells processes apart.
+OF_PROCESSES = len(checks.PROCESS_CHECKS) + len(server_checks.SERVER_CHECKS)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -52,9 +55,10 @@ def run(nvml_library: Path, repository: Path, ledger: Path, tmp_path: Path) -> R
     return start
 
 
+@pytest.mark.slow
 def test_checks_pass_when_the_driver_keeps_its_books(run: Run, ledger: Path) -> None:
     result = run(FakeCard(uuid="GPU-1", total_bytes=24 * GIB, ledger=ledger))
-    count = len(checks.DEVICE_CHECKS) + len(checks.PROCESS_CHECKS)
+    count = len(checks.DEVICE_CHECKS) + OF_PROCESSES
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[0] == ("Fake Card (GPU-1), driver 550.54.15, 24576 MiB, attribution PER_PROCESS")
     assert result.stdout.count("\nok ") == count
@@ -66,13 +70,22 @@ def test_checks_fail_when_memory_is_not_measured(run: Run) -> None:
     assert result.returncode == 1
     assert "FAILED  memory is attributed to its process: a process with a context holds nothing" in result.stdout
     assert "ok      sample is cheap" in result.stdout
+    assert f"not run: {len(server_checks.SERVER_CHECKS)} checks with a server" in result.stdout
+
+
+def test_checks_with_a_server_fail_when_the_card_is_too_small_for_them(run: Run, ledger: Path) -> None:
+    result = run(FakeCard(uuid="GPU-1", total_bytes=4 * GIB, ledger=ledger))
+    assert result.returncode == 1
+    said = "FAILED  server measures what a holder takes: 4608 MiB of the card are needed beside what is in use"
+    assert said in result.stdout
+    assert result.stdout.endswith(f"{len(server_checks.SERVER_CHECKS)} failed\n")
 
 
 def test_checks_of_processes_are_not_run_when_the_driver_lists_none(run: Run, ledger: Path) -> None:
     errors = {"compute": fake_nvml.NOT_SUPPORTED, "graphics": fake_nvml.NOT_SUPPORTED}
     result = run(FakeCard(uuid="GPU-1", total_bytes=24 * GIB, ledger=ledger, errors=errors))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"not run: {len(checks.PROCESS_CHECKS)} checks of single processes" in result.stdout
+    assert f"not run: {OF_PROCESSES} checks of single processes" in result.stdout
     assert result.stdout.endswith("2 passed, 0 failed\n")
 
 

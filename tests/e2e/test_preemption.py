@@ -73,12 +73,21 @@ def scene(folder: Path, start: Start, *flags: str) -> Iterator[Scene]:
         yield Scene(channel, events, threads, start)
 
 
+def since_s(before: state_service_pb2.Event, after: state_service_pb2.Event) -> float:
+    """Seconds from one event to another."""
+    return (after.time.ToMicroseconds() - before.time.ToMicroseconds()) / 1e6
+
+
 def test_deaf_holder_loses_its_lease_and_its_bytes_count_when_they_are_gone(tmp_path: Path, start: Start) -> None:
     with scene(tmp_path, start) as here:
         asked = here.preempt(100)
-        here.events.until(state_service_pb2.EVENT_KIND_RECLAIM_ESCALATED, here.victim.lease_id)
+        ordered, _ = here.events.until(state_service_pb2.EVENT_KIND_RECLAIM_REQUESTED, here.victim.lease_id)
+        pressed, _ = here.events.until(state_service_pb2.EVENT_KIND_RECLAIM_ESCALATED, here.victim.lease_id)
         ended, _ = here.events.until(state_service_pb2.EVENT_KIND_LEASE_ENDED, here.victim.lease_id)
         assert ended.fields["reason"] == "PREEMPTED"
+        # By the server's own times: pressed before its grace is over, taken no earlier than that.
+        assert since_s(ordered, pressed) < float(ordered.fields["grace_s"])
+        assert since_s(ordered, ended) >= float(ordered.fields["grace_s"]) - 0.01
         assert not asked.done(), "its process still holds the bytes"
         here.deaf.kill()
         answer = asked.result(timeout=30)

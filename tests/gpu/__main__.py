@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from arbiter_sidecar.adapters import nvml, nvml_driver
 from arbiter_sidecar.types import MIB
-from tests.gpu import checks
+from tests.gpu import checks, server_checks
 from tests.gpu.bench import Bench
 
 
@@ -40,12 +40,17 @@ def _check(bench: Bench) -> bool:
     _describe(bench)
     wanted = [*checks.DEVICE_CHECKS, *(checks.PROCESS_CHECKS if bench.attributes else ())]
     passed = [_run(check, bench) for check in wanted]
+    left_out = len(server_checks.SERVER_CHECKS)
     if not bench.attributes:
         print(
-            f"not run: {len(checks.PROCESS_CHECKS)} checks of single processes, because the driver does not tell them "
-            "apart here; run in the host's process namespace",
+            f"not run: {len(checks.PROCESS_CHECKS) + left_out} checks of single processes, because the driver does not "
+            "tell them apart here; run in the host's process namespace",
             flush=True,
         )
+    elif not all(passed):
+        print(f"not run: {left_out} checks with a server, which rest on what failed", flush=True)
+    else:
+        passed += [_run(check, bench) for check in server_checks.SERVER_CHECKS]
     print(f"{sum(passed)} passed, {len(passed) - sum(passed)} failed", flush=True)
     return all(passed)
 

@@ -48,9 +48,14 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._popen.poll() is None:
-            os.killpg(self._popen.pid, signal.SIGKILL)
-        self._popen.communicate(timeout=GUARD_S)
+        try:
+            # It ends with its input and collects its children first: one that was killed beside it would be left to
+            # somebody else to collect, and be there until then.
+            self._popen.communicate(timeout=GUARD_S)
+        finally:
+            if self._popen.poll() is None:
+                os.killpg(self._popen.pid, signal.SIGKILL)
+                self._popen.wait(GUARD_S)
 
     def tell(self, command: str) -> None:
         """Sends one command and waits until it is done."""
