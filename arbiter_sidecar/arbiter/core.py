@@ -158,7 +158,7 @@ class Arbiter:
                     request_id=waiter.name,
                     request=request,
                     device_id=waiter.device_id or "",
-                    reason=waiter.reason,
+                    reason=waiter.reason or "earlier requests come first",
                 )
             else:
                 books.queue.remove(waiter)

@@ -141,7 +141,8 @@ class DeviceBook:
     @property
     def expecting(self) -> bool:
         """Whether bytes are expected to come free, so that measuring often pays."""
-        return self.candidate is not None or any(lease.reclaim is not None for lease in self.live.values())
+        asked = any(lease.reclaim is not None for lease in self.live.values())
+        return self.candidate is not None or self.plan is not None or asked
 
     def health(self, now: float) -> DeviceHealth:
         """Whether the figures can be trusted."""

@@ -247,6 +247,8 @@ class Keeper:
             return
         asked.retry_at = None
         asked.sent_at = self._clock()
+        if asked.first_sent_at is None:
+            asked.first_sent_at = asked.sent_at
         if isinstance(asked, requests.Allocation):
             message = arbiter_service_pb2.SessionRequest(allocate=asked.message(asked.sent_at))
         else:

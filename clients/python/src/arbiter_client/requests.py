@@ -33,6 +33,7 @@ class Asked(Generic[Request, Answer]):
         request: The request.
         asked_at: When the worker asked.
         future: The answer; cancelled when the worker no longer wants it.
+        first_sent_at: Before the first sending; ``None`` before it.
         sent_at: Before the last sending; ``None`` before the first.
         retry_at: When to send again after the arbiter said that it cannot answer now; ``None`` when nothing is due.
         troubled_since: When it first said so; ``None`` while it did not.
@@ -42,6 +43,7 @@ class Asked(Generic[Request, Answer]):
     request: Request
     asked_at: float
     future: Future[Answer] = field(default_factory=Future)
+    first_sent_at: float | None = None
     sent_at: float | None = None
     retry_at: float | None = None
     troubled_since: float | None = None

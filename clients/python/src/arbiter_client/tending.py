@@ -125,7 +125,7 @@ class Tending:
         held = holding.Holding(
             answer.lease,
             directive.from_message(told, answer.server_epoch),
-            sent_at=now if asked.sent_at is None else asked.sent_at,
+            sent_at=_granted_at(asked, answer, now),
             startup_window=asked.request.startup_window.ToNanoseconds() / 1e9,
             contact=self._contact,
             clock=self._clock,
@@ -274,3 +274,14 @@ class Tending:
         if self._next_beat_at is not None:
             delay = keepalive.retry_delay(self._failures, self.interval(), random.random())
             self._next_beat_at = min(self._next_beat_at, self._clock() + delay)
+
+
+def _granted_at(asked: requests.Allocation, answer: arbiter_service_pb2.AllocateResponse, now: float) -> float:
+    """A moment by our clock that is not after the grant, from which the arbiter counts the time to live.
+
+    A request may wait for longer than its lease then lives, so that the time for which it waited counts; from the first
+    sending, because a request that is sent again goes on waiting.
+    """
+    if asked.sent_at is None or asked.first_sent_at is None:
+        return now
+    return min(now, max(asked.sent_at, asked.first_sent_at + answer.waited.ToNanoseconds() / 1e9))
