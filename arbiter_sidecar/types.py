@@ -159,6 +159,7 @@ class EventKind(IntEnum):
     RECLAIM_ACKNOWLEDGED = 19
     RECLAIM_ESCALATED = 20
     PREEMPTION_SETTLED = 21
+    RESUMED = 22
 
 
 @dataclass(frozen=True, slots=True)

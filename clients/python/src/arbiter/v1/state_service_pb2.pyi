@@ -196,6 +196,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Its holder has not answered and was told that it is pressing."""
     EVENT_KIND_PREEMPTION_SETTLED: _EventKind.ValueType  # 21
     """A preemption has ended."""
+    EVENT_KIND_RESUMED: _EventKind.ValueType  # 22
+    """The machine had been asleep: every lease got one heartbeat interval more, and nothing is granted on a device before
+    it has been measured anew.
+    """
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened."""
@@ -244,6 +248,10 @@ EVENT_KIND_RECLAIM_ESCALATED: EventKind.ValueType  # 20
 """Its holder has not answered and was told that it is pressing."""
 EVENT_KIND_PREEMPTION_SETTLED: EventKind.ValueType  # 21
 """A preemption has ended."""
+EVENT_KIND_RESUMED: EventKind.ValueType  # 22
+"""The machine had been asleep: every lease got one heartbeat interval more, and nothing is granted on a device before
+it has been measured anew.
+"""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
