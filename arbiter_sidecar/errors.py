@@ -18,6 +18,7 @@
     ├── ObserveOnly             this server only watches
     ├── DeviceStale             the device cannot be measured
     ├── ShuttingDown            the server drains
+    ├── SlowSubscriber          the stream takes no messages
     └── NotServed               this server does not do that
 
 Each class carries the name of its gRPC code and its reason; ``metadata()`` repeats whatever the message mentions. The
@@ -180,6 +181,13 @@ class ShuttingDown(ArbiterError):
     code = "UNAVAILABLE"
     reason = "SHUTTING_DOWN"
     retry_after_s = 1.0
+
+
+class SlowSubscriber(ArbiterError):
+    """The stream took no messages for too long; read faster, and subscribe again."""
+
+    code = "ABORTED"
+    reason = "SLOW_SUBSCRIBER"
 
 
 class NotServed(ArbiterError):

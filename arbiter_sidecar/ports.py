@@ -9,10 +9,13 @@ from arbiter_sidecar.types import DeviceFacts, DeviceSample, Process
 
 
 class Clock(Protocol):
-    """The two clocks of the machine."""
+    """The clocks of the machine."""
 
     def now(self) -> float:
-        """Monotonic seconds; every decision uses this."""
+        """Monotonic seconds; every decision uses this. Stands still while the machine sleeps, as its workers do."""
+
+    def slept(self) -> float:
+        """Seconds that the machine has been suspended since it booted; grows by each sleep, and only then."""
 
     def wall(self) -> float:
         """Seconds since 1970; shown to people, never decided upon."""

@@ -50,6 +50,9 @@ from arbiter_sidecar.types import (
     Ticket,
 )
 
+#: Share of its time to live that a lease gets on top when the machine has slept: one heartbeat interval.
+WAKE_SHARE = 1 / 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dry:
@@ -378,6 +381,22 @@ class Arbiter:
         device = self.books.devices[device_id]
         device.failure = detail
         self._watch_health(device, now)
+
+    def resumed(self, slept_s: float, now: float) -> None:
+        """The machine has slept: its devices are measured anew before they grant, and nobody's time is up for it.
+
+        Deadlines stood still meanwhile, as the workers did; each lease gets one heartbeat interval more to wake up in.
+        """
+        now = self._enter(now)
+        books = self.books
+        for lease in books.leases:
+            # One that is past its deadline is dead, whether or not the sweep has come by.
+            if lease.alive and lease.deadline > now:
+                lease.deadline += lease.ttl_s * WAKE_SHARE
+        for device in books.devices.values():
+            device.distrust(now)
+        books.event(EventKind.RESUMED, slept_s=round(slept_s, 3), leases=len(books.leases))
+        self._reconcile(books.devices.values(), now)
 
     def drain(self, now: float) -> None:
         """Stops granting: those who wait are refused, those who hold are told and may go on."""

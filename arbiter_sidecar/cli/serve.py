@@ -139,7 +139,7 @@ async def _serve(config: Config, epoch: int) -> int:
     for note in found.notes:
         _log.info("device_detection", note=note)
     thread = probing.ProbeThread(timeout_s=config.probe_timeout_s)
-    time = clock.MonotonicClock()
+    time = clock.chosen()
     runtime = Runtime(
         _core(config, epoch, time.now()),
         clock=time,

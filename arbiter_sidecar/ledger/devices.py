@@ -6,6 +6,7 @@ them equal to what they stand for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -68,6 +69,7 @@ class DeviceBook:
         starter: The newest lease that announced a start-up window.
         plan: The preemption that is under way.
         earmarked_bytes: Bytes that came free for a requester and are nobody else's.
+        trusted_from: Samples of which measuring began earlier say nothing any more.
         starved: A rise was due for which there were no bytes.
         below_best: How many living leases are published below their best quality.
         kv: Its KV tokens.
@@ -92,6 +94,7 @@ class DeviceBook:
         self.used_bytes: int | None = None
         self.machine_available_bytes: int | None = None
         self.sampled_at: float | None = None
+        self.trusted_from = -math.inf
         self.failure = ""
         self.lost = False
         self.level = PressureLevel.LOW
@@ -300,8 +303,13 @@ class DeviceBook:
         self.used_bytes = self.machine_available_bytes = None
         self.foreign_bytes, self.ceiling_bytes = 0, self.facts.capacity_bytes
 
+    def distrust(self, now: float) -> None:
+        """What was measured until now counts for nothing: nothing is granted before it was measured anew."""
+        self.sampled_at = None
+        self.trusted_from = now
+
     def observe(self, sample: DeviceSample, taken_at: float) -> list[Lease]:
-        """Takes over a sample; returns the ended leases whose bytes it shows to be gone.
+        """Takes over a sample, if it can be trusted; returns the ended leases whose bytes it shows to be gone.
 
         One that tells neither the use of the device nor that of strangers does not make the figures any younger.
 
@@ -309,6 +317,8 @@ class DeviceBook:
             sample: What was measured.
             taken_at: When measuring began; a lease that ended later learns nothing from it.
         """
+        if taken_at < self.trusted_from:
+            return []
         self.lost = False
         if sample.used_bytes is not None or sample.foreign_bytes is not None:
             self.sampled_at = taken_at

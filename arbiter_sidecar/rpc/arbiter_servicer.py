@@ -11,15 +11,15 @@ from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter_sidecar import errors
 from arbiter_sidecar.rpc import convert, handlers
 from arbiter_sidecar.rpc.calls import Calls
+from arbiter_sidecar.rpc.outlet import Outlet
 from arbiter_sidecar.rpc.session import Session, Sessions
 from arbiter_sidecar.rpc.status import Context
-from arbiter_sidecar.rpc.subscriptions import Subscriber, Subscriptions
+from arbiter_sidecar.rpc.subscriber import Subscriber
+from arbiter_sidecar.rpc.subscriptions import Subscriptions
 
 if TYPE_CHECKING:
     import grpc
 
-#: Least time between two messages of a quality stream: changes that come faster are merged.
-MIN_INTERVAL_S = 0.05
 #: A message without news is sent this often, so that a subscriber can tell silence from a dead connection.
 BOOKMARK_S = 30.0
 #: Bookmarks are spread by this share, so that streams that were opened together do not speak together for ever.
@@ -96,19 +96,31 @@ class ArbiterServicer:
             self._subscriptions.unsubscribe(subscriber)
 
     async def _tell(self, subscriber: Subscriber, context: Context) -> None:
+        outlet = Outlet(context, lambda _: self._subscriptions.unsubscribe(subscriber))
         while True:
-            try:
-                async with asyncio.timeout(BOOKMARK_S * random.uniform(1 - BOOKMARK_JITTER, 1 + BOOKMARK_JITTER)):
-                    await subscriber.news.wait()
-            except TimeoutError:
-                subscriber.announce()
+            await _turn(subscriber)
             raw = self._subscriptions.message(subscriber)
             if raw is not None:
-                await context.write(raw)
-            if subscriber.finished or not (subscriber.lease_ids or subscriber.news.is_set()):
+                await outlet.write(raw)
+                subscriber.sent()
+            if not subscriber.pending and (subscriber.finished or not subscriber.lease_ids):
                 return
-            await asyncio.sleep(MIN_INTERVAL_S)
 
     async def _session(self, requests: AsyncIterator[bytes], context: Context) -> None:
         session = Session(self._calls, self._subscriptions, self._sessions, context)
         await session.serve(requests)
+
+
+async def _turn(subscriber: Subscriber) -> None:
+    """Waits until there is something to say, and if that takes long until a message without news is due."""
+    loop = asyncio.get_running_loop()
+    bookmark_at = loop.time() + BOOKMARK_S * random.uniform(1 - BOOKMARK_JITTER, 1 + BOOKMARK_JITTER)
+    while (now := loop.time()) < subscriber.look_at:
+        if now >= bookmark_at:
+            return subscriber.announce()
+        subscriber.news.clear()
+        try:
+            async with asyncio.timeout_at(min(bookmark_at, subscriber.look_at)):
+                await subscriber.news.wait()
+        except TimeoutError:
+            continue

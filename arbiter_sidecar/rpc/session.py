@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 
@@ -10,15 +11,15 @@ from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter_sidecar import errors
 from arbiter_sidecar.rpc import convert, handlers, status
 from arbiter_sidecar.rpc.calls import Calls
+from arbiter_sidecar.rpc.outlet import Outlet
 from arbiter_sidecar.rpc.status import Context
-from arbiter_sidecar.rpc.subscriptions import Subscriber, Subscriptions
+from arbiter_sidecar.rpc.subscriber import Subscriber
+from arbiter_sidecar.rpc.subscriptions import Subscriptions
 
 #: Answers that may wait to be written; a worker that does not read them is not read from either.
 MAX_UNSENT = 256
 #: Messages that may wait for their answer at once in one session.
 MAX_WAITING = 64
-#: Least time between two pushes of directives.
-MIN_INTERVAL_S = 0.05
 
 
 class SessionMoved(errors.ArbiterError):
@@ -84,14 +85,16 @@ class Session:
         self._calls = calls
         self._subscriptions = subscriptions
         self._sessions = sessions
-        self._context = context
         self._subscriber = Subscriber()
+        self._outlet = Outlet(context, self._give_up)
+        self._alarm: asyncio.TimerHandle | None = None
+        self._reading: asyncio.Task[None] | None = None
         self._unsent: deque[pb.SessionResponse] = deque()
         self._room = asyncio.Event()
         self._room.set()
         self._waiting: set[asyncio.Task[None]] = set()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._failure: errors.ArbiterError | None = None
+        self._failure: BaseException | None = None
         self._finished = False
         self.worker = ""
 
@@ -102,20 +105,17 @@ class Session:
             ArbiterError: The session as a whole failed.
         """
         self._sessions.enter(self)
-        reading = asyncio.create_task(self._read(requests))
+        self._reading = reading = asyncio.create_task(self._read(requests))
         writing = asyncio.create_task(self._write())
         try:
-            done, _ = await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
-            if reading in done and writing not in done:
-                reading.result()
-                # The writer ends early when the session moves away; then nobody waits for the answers any more.
-                answers = asyncio.gather(*self._waiting)
-                await asyncio.wait((answers, writing), return_when=asyncio.FIRST_COMPLETED)
-                self.finish()
-                await writing
+            await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done():
+                await self._wind_up(reading, writing)
         finally:
             self._sessions.leave(self)
             self._subscriptions.unsubscribe(self._subscriber)
+            if self._alarm is not None:
+                self._alarm.cancel()
             tasks = (reading, writing, *self._waiting)
             for task in tasks:
                 task.cancel()
@@ -124,39 +124,69 @@ class Session:
             raise self._failure
         writing.result()
 
+    async def _wind_up(self, reading: asyncio.Task[None], writing: asyncio.Task[None]) -> None:
+        """Nothing more comes up: answers what waits for its answer, unless the session has failed; then all is said."""
+        if self._failure is None:
+            self._failure = reading.exception()
+        if self._failure is None:
+            # The writer ends early when the session moves away; then nobody waits for the answers any more.
+            answers = asyncio.gather(*self._waiting)
+            await asyncio.wait((answers, writing), return_when=asyncio.FIRST_COMPLETED)
+        self.finish()
+        # A write that is under way is waited for: gRPC could not end a call whose write was called off.
+        await asyncio.wait((writing,))
+
     def move_away(self) -> None:
         """Another session speaks for the worker now."""
-        self._failure = SessionMoved(worker=self.worker)
+        if self._failure is None:
+            self._failure = SessionMoved(worker=self.worker)
         self.finish()
 
     def finish(self) -> None:
         """Ends the session once everything is written."""
         self._finished = True
-        self._subscriber.news.set()
+        self._subscriber.finish()
 
     # Down -------------------------------------------------------------------------------------------------------------
 
     async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        next_push = loop.time()
+        subscriber = self._subscriber
         while True:
-            await self._subscriber.news.wait()
-            self._subscriber.news.clear()
+            await subscriber.news.wait()
+            subscriber.news.clear()
             while self._unsent:
                 response = self._unsent.popleft()
                 self._room.set()
-                await self._context.write(response.SerializeToString())
+                await self._outlet.write(response.SerializeToString())
             if self._failure is not None:
                 return
-            if loop.time() >= next_push or self._finished:
-                raw = self._subscriptions.message(self._subscriber)
-                if raw is not None:
-                    await self._context.write(_pushed(raw))
-                    next_push = loop.time() + MIN_INTERVAL_S
-            else:
-                loop.call_at(next_push, self._subscriber.news.set)
-            if self._finished and not self._unsent:
+            raw = self._subscriptions.message(subscriber)
+            if raw is not None:
+                await self._outlet.write(_pushed(raw))
+                subscriber.sent()
+            if self._finished and not (self._unsent or subscriber.pending):
                 return
+            self._wake_at(subscriber.look_at)
+
+    def _wake_at(self, at: float) -> None:
+        """Has the writer look again then, whatever happens in between; never, where ``at`` is infinite."""
+        if self._alarm is not None:
+            if self._alarm.when() == at:
+                return
+            self._alarm.cancel()
+            self._alarm = None
+        if at < math.inf:
+            self._alarm = asyncio.get_running_loop().call_at(at, self._subscriber.news.set)
+
+    def _give_up(self, error: errors.SlowSubscriber) -> None:
+        """The worker takes no messages: it is not listened to any more, and nothing is kept for it."""
+        self._failure = error
+        self._subscriptions.unsubscribe(self._subscriber)
+        for task in self._waiting:
+            task.cancel()
+        self._unsent.clear()
+        assert self._reading is not None
+        self._reading.cancel()
 
     def _send(self, response: pb.SessionResponse) -> None:
         self._unsent.append(response)

@@ -1,8 +1,7 @@
-"""Who hears of which lease. Each subscriber has one slot a lease that holds the newest value; nobody is waited for."""
+"""Who hears of which lease. Nobody is waited for: what is not sent yet is the newest value only."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 from arbiter.v1 import arbiter_service_pb2 as pb
@@ -10,69 +9,8 @@ from arbiter.v1 import lease_pb2
 from arbiter_sidecar import errors
 from arbiter_sidecar.ledger.leases import Grave, Lease
 from arbiter_sidecar.rpc.render import Renderer
+from arbiter_sidecar.rpc.subscriber import Subscriber
 from arbiter_sidecar.runtime import Runtime
-
-
-class Subscriber:
-    """One stream's view of its leases.
-
-    Attributes:
-        lease_ids: The leases it still hears of.
-        news: Set while there is something to send.
-        finished: The server ends the stream once that is sent.
-    """
-
-    def __init__(self) -> None:
-        self.lease_ids: dict[str, None] = {}
-        self.news = asyncio.Event()
-        self.finished = False
-        self._changed: dict[str, Lease] = {}
-        self._ended: dict[str, int] = {}
-        self._cancelled: dict[str, None] = {}
-        self._announce = False
-
-    def changed(self, lease: Lease) -> None:
-        """A lease has a newer directive; an older one that was not sent yet is forgotten."""
-        self._changed[lease.lease_id] = lease
-        self.news.set()
-
-    def ended(self, lease_id: str, end_reason: int) -> None:
-        """A lease is over."""
-        self._changed.pop(lease_id, None)
-        self.lease_ids.pop(lease_id, None)
-        self._ended[lease_id] = end_reason
-        self.news.set()
-
-    def reclaim_cancelled(self, reclaim_id: str) -> None:
-        """A lease need not give back any more what this reclaim asked for."""
-        self._cancelled[reclaim_id] = None
-        self.news.set()
-
-    def finish(self) -> None:
-        """Nothing will come any more."""
-        self.finished = True
-        self.news.set()
-
-    def forget(self) -> None:
-        """What was not sent yet of former leases is of no interest any more."""
-        self.lease_ids.clear()
-        self._changed.clear()
-        self._ended = {}
-        self._cancelled = {}
-
-    def announce(self) -> None:
-        """A message is due even when it says nothing new."""
-        self._announce = True
-        self.news.set()
-
-    def take(self) -> tuple[list[Lease], dict[str, int], list[str]] | None:
-        """What is to be sent: changed leases, ended ones, cancelled reclaims; ``None`` when there is nothing."""
-        self.news.clear()
-        if not (self._changed or self._ended or self._cancelled or self._announce):
-            return None
-        taken = list(self._changed.values()), self._ended, list(self._cancelled)
-        self._changed, self._ended, self._cancelled, self._announce = {}, {}, {}, False
-        return taken
 
 
 class Subscriptions:
@@ -172,7 +110,9 @@ class Subscriptions:
     # ------------------------------------------------------------------------------------------------------------------
 
     def message(self, subscriber: Subscriber) -> bytes | None:
-        """The next serialised ``StreamQualityResponse`` for a subscriber; ``None`` when there is nothing to send.
+        """The next serialised ``StreamQualityResponse`` for a subscriber; ``None`` when there is nothing to send yet.
+
+        Its revision stops short of what is held back, so that whoever resumes from it misses nothing.
 
         Serialised messages that follow each other are merged by whoever parses them, so the header and the directives,
         each serialised once for all subscribers, are only put together here.
@@ -180,18 +120,17 @@ class Subscriptions:
         taken = subscriber.take()
         if taken is None:
             return None
-        changed, ended, cancelled = taken
         header = pb.StreamQualityResponse(
             server_epoch=self._runtime.epoch,
-            revision=self._runtime.books.revision,
+            revision=subscriber.level(self._runtime.books.revision),
             ended=[
                 pb.EndedLease(lease_id=lease_id, end_reason=lease_pb2.EndReason.ValueType(reason))
-                for lease_id, reason in ended.items()
+                for lease_id, reason in taken.ended.items()
             ],
-            reclaim_cancelled=cancelled,
+            reclaim_cancelled=taken.cancelled,
             draining=self._runtime.books.draining,
         )
-        return header.SerializeToString() + b"".join(self._chunk(lease) for lease in changed)
+        return header.SerializeToString() + b"".join(self._chunk(lease) for lease in taken.changed)
 
     def _chunk(self, lease: Lease) -> bytes:
         known = self._chunks.get(lease.lease_id)

@@ -34,6 +34,8 @@ from arbiter_sidecar.types import DeviceId, DeviceSample, EventKind, Process, Ti
 PULSE_S = 0.25
 #: Longest stretch of expiring leases in one turn of the loop; everything else waits so long.
 SWEEP_BUDGET_S = 0.00025
+#: So much suspended time on top means that the machine has slept; less is what the two clocks differ by when read.
+SLEEP_S = 1.0
 #: Leases that are looked at between two looks at the clock.
 SWEEP_STEP = 8
 #: Events that get a log line of their own in one turn; the rest is counted in one line, so that a mass event does not
@@ -115,6 +117,7 @@ class Runtime:
         self.clock = clock
         self.events = EventLog()
         self.started_at = clock.now()
+        self._slept_s = clock.slept()
         self.settled = asyncio.Event()
         self.failed = asyncio.Event()
         for probe in probes:
@@ -180,11 +183,21 @@ class Runtime:
             self._timer = asyncio.get_running_loop().call_later(self._rest(), self._tick)
 
     def _pass_time(self) -> None:
+        self._notice_sleep()
         begun = self.clock.now()
         more = True
         while more and self.clock.now() - begun < SWEEP_BUDGET_S:
             more = self._arbiter.advance(self.clock.now(), SWEEP_STEP)
         self._carry_out()
+
+    def _notice_sleep(self) -> None:
+        """Tells the core when the machine has been suspended since the last look, and has everything measured anew."""
+        slept = self.clock.slept() - self._slept_s
+        if slept > SLEEP_S:
+            self._slept_s += slept
+            self._arbiter.resumed(slept, self.clock.now())
+            for sampler in self._samplers.values():
+                sampler.hurry()
 
     def _rest(self) -> float:
         """Seconds until something is due, at most a pulse."""
@@ -209,6 +222,7 @@ class Runtime:
             ArbiterError: It was refused.
             asyncio.CancelledError: The caller has gone; the request, or the grant it did not see, is undone.
         """
+        self._notice_sleep()
         ticket = self._arbiter.allocate(request, self.clock.now())
         answer: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = answer
@@ -455,6 +469,7 @@ class Runtime:
         return any(lease.ended_at > since and book.watched(lease) for lease in book.ended.values())
 
     def _sampled(self, sample: DeviceSample, taken_at: float) -> None:
+        self._notice_sleep()
         self._arbiter.observe(sample, taken_at, self.clock.now())
         self._carry_out()
 

@@ -12,7 +12,7 @@ import pytest
 
 from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter.v1 import lease_pb2
-from arbiter_sidecar.rpc import session
+from arbiter_sidecar.rpc import session, subscriber
 from arbiter_sidecar.rpc.server import Limits
 from arbiter_sidecar.types import GIB
 from tests.rpc.served import Serve, Served, Setting, applied, refusal, report, wish
@@ -129,12 +129,10 @@ async def test_former_leases_are_forgotten_when_the_subscription_is_replaced(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pushes are held back, so that news of the former lease waits when the subscription is replaced.
-    monkeypatch.setattr(session, "MIN_INTERVAL_S", GUARD_S)
+    monkeypatch.setattr(subscriber, "MIN_INTERVAL_S", GUARD_S)
     talk = Talk(served)
     former, ended, other = [(await served.lease(memory_bytes=GIB)).lease for _ in range(3)]
     await talk.ask(subscribe=pb.StreamQualityRequest(lease_ids=[former.lease_id, ended.lease_id]))
-    served.announce(former.lease_id)
-    await talk.hear()
     served.announce(former.lease_id)
     await served.release(ended)
     answer = await talk.ask(subscribe=pb.StreamQualityRequest(lease_ids=[other.lease_id]))
@@ -354,7 +352,7 @@ async def test_newest_value_is_pushed_when_there_are_many(served: Served) -> Non
     while heard[-1].revision < served.arbiter.books.revision:
         heard.append(await talk.hear())
     assert heard[-1].directives[0].revision == heard[-1].revision
-    assert len(heard) <= 3 + (loop.time() - begun) / session.MIN_INTERVAL_S
+    assert len(heard) <= 3 + (loop.time() - begun) / subscriber.MIN_INTERVAL_S
 
 
 async def test_large_push_is_whole_when_a_session_holds_many_leases(serve: Serve) -> None:

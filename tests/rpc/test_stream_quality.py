@@ -11,7 +11,7 @@ import pytest
 from arbiter.v1 import arbiter_service_pb2 as pb
 from arbiter.v1 import arbiter_service_pb2_grpc, lease_pb2
 from arbiter_sidecar.arbiter import ArbiterConfig
-from arbiter_sidecar.rpc import arbiter_servicer
+from arbiter_sidecar.rpc import arbiter_servicer, subscriber
 from arbiter_sidecar.rpc.server import Limits
 from arbiter_sidecar.types import GIB, WorkloadType
 from tests.rpc.served import Serve, Served, Setting, refusal
@@ -122,7 +122,7 @@ async def test_slow_reader_gets_few_messages_and_the_last_value(served: Served) 
         assert [each.revision for each in message.directives] == [message.revision]
         revisions.append(message.revision)
     assert revisions == sorted(set(revisions))
-    assert len(revisions) <= 3 + (loop.time() - begun) / arbiter_servicer.MIN_INTERVAL_S
+    assert len(revisions) <= 3 + (loop.time() - begun) / subscriber.MIN_INTERVAL_S
     stream.cancel()
 
 

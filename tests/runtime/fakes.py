@@ -25,10 +25,15 @@ class FakeClock:
 
     def __init__(self, now: float = 1000.0) -> None:
         self.time = now
+        self.asleep = 0.0
 
     def now(self) -> float:
         """Monotonic seconds."""
         return self.time
+
+    def slept(self) -> float:
+        """Seconds that the machine has been suspended."""
+        return self.asleep
 
     def wall(self) -> float:
         """Seconds since 1970, as far from the monotonic ones as they really are."""

@@ -481,3 +481,39 @@ async def test_requester_gets_its_bytes_when_the_donor_complies(drive: Drive) ->
     assert isinstance(plan, Plan)
     assert plan.confirmed_bytes == 2 * GIB
     assert taking.limit_bytes == 4 * GIB
+
+
+async def test_everything_is_measured_anew_when_the_machine_has_slept(drive: Drive) -> None:
+    clock, measure = FakeClock(), Gated()
+    driven = await drive(replace(MEASURED, clock=clock, measure=measure))
+    lease = await driven.take(wish(1.0, P42, ttl_s=9.0))
+    await until(lambda: measure.waiting)
+    clock.asleep += 0.9
+    await turns()
+    assert driven.arbiter.books.devices[GPU].health(clock.time) is DeviceHealth.OK
+    clock.asleep += 3600.0
+    clock.advance(1.0)
+    # Asked before time has passed on its own: the request must not be granted on what was measured before.
+    late = asyncio.create_task(driven.runtime.allocate(wish(1.0, wait_s=60.0)))
+    assert float((await driven.heard(EventKind.RESUMED)).fields["slept_s"]) == pytest.approx(3600.9)
+    asked = measure.calls
+    measure.gate.set()
+    assert (await asyncio.wait_for(late, GUARD_S)).lease.alive
+    assert measure.calls > asked, "the sample that was under way while the machine slept does not count"
+    assert lease.alive
+
+
+class Gated:
+    """Measures twice, and from then on when the gate is open."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.waiting = False
+        self.gate = asyncio.Event()
+
+    async def __call__(self, probe: DeviceProbe, holders: Sequence[Process]) -> DeviceSample:
+        self.calls += 1
+        if self.calls > 2:
+            self.waiting = True
+            await self.gate.wait()
+        return probe.sample(holders)

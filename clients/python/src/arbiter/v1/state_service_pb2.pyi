@@ -196,6 +196,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Its holder has not answered and was told that it is pressing."""
     EVENT_KIND_PREEMPTION_SETTLED: _EventKind.ValueType  # 21
     """A preemption has ended."""
+    EVENT_KIND_RESUMED: _EventKind.ValueType  # 22
+    """The machine had been asleep: every lease got one heartbeat interval more, and nothing is granted on a device before
+    it has been measured anew.
+    """
     EVENT_KIND_OVERUSE_FOUND: _EventKind.ValueType  # 23
     """A lease is measured to use clearly more than it leased; it is told less, then asked to give back, then revoked."""
     EVENT_KIND_OVERUSE_ENDED: _EventKind.ValueType  # 24
@@ -258,6 +262,10 @@ EVENT_KIND_RECLAIM_ESCALATED: EventKind.ValueType  # 20
 """Its holder has not answered and was told that it is pressing."""
 EVENT_KIND_PREEMPTION_SETTLED: EventKind.ValueType  # 21
 """A preemption has ended."""
+EVENT_KIND_RESUMED: EventKind.ValueType  # 22
+"""The machine had been asleep: every lease got one heartbeat interval more, and nothing is granted on a device before
+it has been measured anew.
+"""
 EVENT_KIND_OVERUSE_FOUND: EventKind.ValueType  # 23
 """A lease is measured to use clearly more than it leased; it is told less, then asked to give back, then revoked."""
 EVENT_KIND_OVERUSE_ENDED: EventKind.ValueType  # 24
