@@ -13,6 +13,8 @@ export PYTHON
 endif
 
 PY := .venv/bin/python
+# Tests with real processes mostly wait for times to pass, so that more of them than there are cores run at a time.
+AT_ONCE := -n 4 --dist worksteal
 # Their own tests must reach every branch of what decides and remembers. They take seconds, so make test runs them once
 # by themselves to measure that, and then again with all others, whose summary counts everything.
 CORE_TESTS := tests/words tests/policy tests/ledger tests/arbiter
@@ -45,14 +47,20 @@ test: ## Set up and run every test
 	$(PY) -m coverage run -m pytest -q --durations=3 $(CORE_TESTS) || failed=1; \
 	$(PY) -m coverage report || failed=1; \
 	[ $$failed = 0 ] || echo "FAILED: the core's own tests, or a branch of it that they do not reach (above)"; \
-	$(PY) -m pytest $(ARGS) || failed=1; \
+	$(PY) -m pytest $(AT_ONCE) $(ARGS) || failed=1; \
 	exit $$failed
 
 .PHONY: test-fast
 test-fast: ## Run the tests that take less than five seconds each
 	@.ci/preflight test >/dev/null
 	@.ci/set-up dev pairs
-	@$(PY) -m pytest -m "not slow" $(ARGS)
+	@$(PY) -m pytest $(AT_ONCE) -m "not slow" $(ARGS)
+
+.PHONY: faults
+faults: ## Run every fault against a real server and real workers (docs/faults.md)
+	@.ci/preflight test >/dev/null
+	@.ci/set-up dev
+	@$(PY) -m pytest $(AT_ONCE) tests/faults $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: ## Run the checks that need an NVIDIA card; says so when there is none

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 
-from arbiter_sidecar import config
+from arbiter_sidecar import config, config_values
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/configuration.md"
 BEGIN = "<!-- The table is written by .ci/configuration.py; make format does that. -->\n"
@@ -34,7 +34,7 @@ def shown(name: str, value: object) -> str:
 
 def _written(name: str, value: object) -> str:
     if isinstance(value, Mapping):
-        names = {workload: word for word, workload in config.TYPE_NAMES.items()}
+        names = {workload: word for word, workload in config_values.TYPE_NAMES.items()}
         return ",".join(f"{names[workload]}={share:g}" for workload, share in value.items())
     if isinstance(value, Enum):
         return str(value.value)

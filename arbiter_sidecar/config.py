@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,19 +15,32 @@ from pathlib import Path
 from typing import Any
 
 from arbiter_client.address import default_socket
-from arbiter_sidecar.policy import preemption, ranking
-from arbiter_sidecar.policy.capacity import parse_bytes
+from arbiter_sidecar.config_values import (
+    Raw,
+    as_by_type,
+    as_count,
+    as_devices,
+    as_foreign,
+    as_loopback,
+    as_objective,
+    as_one_of,
+    as_path,
+    as_policy,
+    as_ratio,
+    as_samples,
+    as_scraped,
+    as_seconds,
+    as_share,
+    as_size,
+    as_switch,
+)
+from arbiter_sidecar.policy import balance, preemption, ranking
+from arbiter_sidecar.policy.balance import Objective
 from arbiter_sidecar.policy.quality import DEFAULT_ELASTICITY, DEFAULT_MIN_QUALITY, SOFT_TARGET, QualityPolicy
 from arbiter_sidecar.types import MIB, WorkloadType
 
-#: A raw value: text from flags and the environment, a TOML value from the file.
-Raw = object
 DEVICE_MODES = ("auto", "nvidia", "amd", "host", "static")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-#: Sizes beyond this, and times beyond ten years, are mistakes in units; arithmetic with them would leave 64 bits.
-MAX_BYTES = 1 << 53
-MAX_SPAN_S = 315_360_000.0
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class ConfigError(Exception):
@@ -46,155 +58,6 @@ def default_state_dir() -> Path:
     return Path("/var/lib/arbiter-sidecar") if os.getuid() == 0 else Path.home() / ".local/state/arbiter-sidecar"
 
 
-def _text(raw: Raw) -> str:
-    if not isinstance(raw, str):
-        raise ValueError(f"is {raw!r}, must be text")
-    return raw
-
-
-def _path(raw: Raw) -> Path:
-    text = _text(raw)
-    if not text or "\0" in text:
-        raise ValueError(f"is {raw!r}, must be a path")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"is {raw!r}: {error}") from error
-
-
-def _size(raw: Raw) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, (str, int)):
-        raise ValueError(f"is {raw!r}, must be a size such as 8GiB")
-    size = raw if isinstance(raw, int) else parse_bytes(raw)
-    if size <= 0:
-        raise ValueError(f"is {raw!r}, must be more than nothing")
-    if size > MAX_BYTES:
-        raise ValueError(f"is {raw!r}, more than any machine has")
-    return size
-
-
-def _seconds(*, least: float = 0.0) -> Callable[[Raw], float]:
-    def parse(raw: Raw) -> float:
-        seconds = _span(raw)
-        if not least <= seconds <= MAX_SPAN_S:
-            raise ValueError(f"is {raw!r}, must be a time of at least {least:g} s and at most ten years")
-        return seconds
-
-    return parse
-
-
-def _span(raw: Raw) -> float:
-    if isinstance(raw, (int, float)) and not isinstance(raw, bool):
-        return float(raw)
-    text = _text(raw).strip()
-    number = text.rstrip("hms")
-    unit = text[len(number) :] or "s"
-    if unit not in _UNITS:
-        raise ValueError(f"is {raw!r}, must be a time such as 15s, 500ms or 2m")
-    try:
-        return float(number) * _UNITS[unit]
-    except ValueError:
-        raise ValueError(f"is {raw!r}, must be a time such as 15s, 500ms or 2m") from None
-
-
-def _number(raw: Raw) -> float:
-    if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
-        raise ValueError(f"is {raw!r}, must be a number")
-    try:
-        return float(raw)
-    except ValueError:
-        raise ValueError(f"is {raw!r}, must be a number") from None
-
-
-def _share(raw: Raw) -> float:
-    share = _number(raw)
-    if not (math.isfinite(share) and 0.0 <= share <= 1.0):
-        raise ValueError(f"is {raw!r}, must be between 0 and 1")
-    return share
-
-
-def _count(raw: Raw, least: int = 1) -> int:
-    number = _number(raw)
-    if not (math.isfinite(number) and number >= least and number == int(number)):
-        raise ValueError(f"is {raw!r}, must be a whole number of at least {least}")
-    return int(number)
-
-
-def _switch(raw: Raw) -> bool:
-    known = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
-    text = str(raw).lower()
-    if text not in known:
-        raise ValueError(f"is {raw!r}, must be true or false")
-    return known[text]
-
-
-def _one_of(*allowed: str) -> Callable[[Raw], str]:
-    def parse(raw: Raw) -> str:
-        if raw not in allowed:
-            raise ValueError(f"is {raw!r}, must be one of {', '.join(allowed)}")
-        return str(raw)
-
-    return parse
-
-
-def _policy(raw: Raw) -> QualityPolicy:
-    return QualityPolicy(_one_of(*(policy.value for policy in QualityPolicy))(raw))
-
-
-def _loopback(raw: Raw) -> str:
-    """A TCP address on this machine; anything else would let the whole network in without asking who it is."""
-    text = _text(raw)
-    host, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdecimal() and int(port) < 65536):
-        raise ValueError(f"is {text!r}, must be HOST:PORT")
-    if host not in ("127.0.0.1", "[::1]", "localhost"):
-        raise ValueError(f"is {text!r}; only loopback (127.0.0.1, [::1], localhost) is served without authentication")
-    return text
-
-
-def _foreign(raw: Raw) -> str:
-    """Whose memory is foreign on the host device."""
-    text = _text(raw)
-    word, colon, place = text.partition(":")
-    if (word in ("none", "machine") and not colon) or (word in ("cgroup", "pids") and place):
-        return text
-    raise ValueError(f"is {text!r}, must be none, machine, cgroup:PATH or pids:FILE")
-
-
-def _devices(raw: Raw) -> tuple[tuple[str, int], ...]:
-    """Static devices: ``name=SIZE,…`` in text, a table ``name = "SIZE"`` in the file."""
-    if isinstance(raw, Mapping):
-        pairs = [(str(name), size) for name, size in raw.items()]
-    else:
-        parts = [part.partition("=") for part in _text(raw).split(",") if part]
-        pairs = [(name.strip(), size) for name, _, size in parts]
-    if any(not (name and name.isprintable()) for name, _ in pairs) or len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError(f"is {raw!r}, must be different names with sizes, such as gpu0=24GiB,gpu1=24GiB")
-    return tuple((name, _size(size)) for name, size in pairs)
-
-
-def _by_type(default: Mapping[WorkloadType, float]) -> Callable[[Raw], Mapping[WorkloadType, float]]:
-    """A share for each type of workload: a table in the file, ``llm=0.5,image=0.3`` in text."""
-
-    def parse(raw: Raw) -> Mapping[WorkloadType, float]:
-        if isinstance(raw, Mapping):
-            given = {str(name): value for name, value in raw.items()}
-        else:
-            given = {name.strip(): value for name, _, value in (part.partition("=") for part in _text(raw).split(","))}
-        if unknown := set(given) - set(TYPE_NAMES):
-            raise ValueError(f"names {', '.join(sorted(unknown))}; there is {', '.join(TYPE_NAMES)}")
-        return {**default, **{TYPE_NAMES[name]: _share(value) for name, value in given.items()}}
-
-    return parse
-
-
-#: Names of the workload types in configuration.
-TYPE_NAMES = {
-    "llm": WorkloadType.LLM_INFERENCE,
-    "image": WorkloadType.IMAGE_GENERATION,
-    "video": WorkloadType.VIDEO_GENERATION,
-    "other": WorkloadType.OTHER,
-}
 _ELASTICITY = dict.fromkeys(WorkloadType, DEFAULT_ELASTICITY)
 
 
@@ -208,117 +71,125 @@ class Config:
 
     socket: Path = field(
         default_factory=lambda: Path(default_socket()),
-        metadata=_option("server.socket", _path, "Unix socket to serve on", metavar="PATH"),
+        metadata=_option("server.socket", as_path, "Unix socket to serve on", metavar="PATH"),
     )
     listen: str = field(
         default="",
-        metadata=_option("server.listen", _loopback, "also serve on this loopback TCP address", metavar="HOST:PORT"),
+        metadata=_option("server.listen", as_loopback, "also serve on this loopback TCP address", metavar="HOST:PORT"),
     )
     state_dir: Path = field(
         default_factory=default_state_dir,
-        metadata=_option("server.state-dir", _path, "directory for what must survive a restart", metavar="DIR"),
+        metadata=_option("server.state-dir", as_path, "directory for what must survive a restart", metavar="DIR"),
     )
     observe_only: bool = field(
         default=False,
         metadata=_option(
-            "server.observe-only", _switch, "decide and show everything, and do nothing to anybody", metavar="BOOL"
+            "server.observe-only", as_switch, "decide and show everything, and do nothing to anybody", metavar="BOOL"
         ),
     )
     drain_timeout_s: float = field(
         default=20.0,
         metadata=_option(
-            "server.drain-timeout", _seconds(), "on SIGTERM, how long to wait for leases to end", metavar="TIME"
+            "server.drain-timeout", as_seconds(), "on SIGTERM, how long to wait for leases to end", metavar="TIME"
         ),
     )
     log_level: str = field(
         default="info",
-        metadata=_option("log.level", _one_of(*LOG_LEVELS), f"one of {', '.join(LOG_LEVELS)}", metavar="LEVEL"),
+        metadata=_option("log.level", as_one_of(*LOG_LEVELS), f"one of {', '.join(LOG_LEVELS)}", metavar="LEVEL"),
+    )
+    metrics_listen: str = field(
+        default="",
+        metadata=_option(
+            "metrics.listen", as_scraped, "serve metrics on this loopback HOST:PORT or unix:PATH", metavar="ADDRESS"
+        ),
     )
     devices: str = field(
         default="auto",
-        metadata=_option("devices.mode", _one_of(*DEVICE_MODES), f"one of {', '.join(DEVICE_MODES)}", metavar="MODE"),
+        metadata=_option("devices.mode", as_one_of(*DEVICE_MODES), f"one of {', '.join(DEVICE_MODES)}", metavar="MODE"),
     )
     device_cap_bytes: int | None = field(
         default=None,
         metadata=_option(
-            "devices.cap", _size, "use at most this much of each GPU; the reserve is taken from it", metavar="SIZE"
+            "devices.cap", as_size, "use at most this much of each GPU; the reserve is taken from it", metavar="SIZE"
         ),
     )
     static_devices: tuple[tuple[str, int], ...] = field(
         default=(),
         metadata=_option(
-            "devices.static", _devices, "devices that cannot be measured, as NAME=SIZE,…", metavar="NAME=SIZE,…"
+            "devices.static", as_devices, "devices that cannot be measured, as NAME=SIZE,…", metavar="NAME=SIZE,…"
         ),
     )
     host_budget_bytes: int | None = field(
         default=None,
-        metadata=_option("host.budget", _size, "arbitrate exactly this much host memory", metavar="SIZE"),
+        metadata=_option("host.budget", as_size, "arbitrate exactly this much host memory", metavar="SIZE"),
     )
     host_foreign: str | None = field(
         default=None,
         metadata=_option(
-            "host.foreign", _foreign, "whose memory counts as foreign: none, machine, cgroup:PATH or pids:FILE"
+            "host.foreign", as_foreign, "whose memory counts as foreign: none, machine, cgroup:PATH or pids:FILE"
         ),
     )
     host_proc: Path | None = field(
         default=None,
-        metadata=_option("host.proc", _path, "the host's /proc, where it is mounted in a container", metavar="PATH"),
+        metadata=_option("host.proc", as_path, "the host's /proc, where it is mounted in a container", metavar="PATH"),
     )
     sample_interval_s: float = field(
         default=0.5,
-        metadata=_option("devices.sample-interval", _seconds(least=0.05), "time between samples", metavar="TIME"),
+        metadata=_option("devices.sample-interval", as_seconds(least=0.05), "time between samples", metavar="TIME"),
     )
     probe_timeout_s: float = field(
         default=5.0,
-        metadata=_option("devices.probe-timeout", _seconds(least=0.1), "when a driver is given up", metavar="TIME"),
+        metadata=_option("devices.probe-timeout", as_seconds(least=0.1), "when a driver is given up", metavar="TIME"),
     )
     policy: QualityPolicy = field(
         default=QualityPolicy.ADAPTIVE,
         metadata=_option(
-            "quality.policy", _policy, f"one of {', '.join(each.value for each in QualityPolicy)}", metavar="POLICY"
+            "quality.policy", as_policy, f"one of {', '.join(each.value for each in QualityPolicy)}", metavar="POLICY"
         ),
     )
     soft_target: float = field(
         default=SOFT_TARGET,
-        metadata=_option("quality.soft-target", _share, "share of the capacity to stay under", metavar="SHARE"),
+        metadata=_option("quality.soft-target", as_share, "share of the capacity to stay under", metavar="SHARE"),
     )
     min_quality: Mapping[WorkloadType, float] = field(
         default_factory=lambda: dict(DEFAULT_MIN_QUALITY),
         metadata=_option(
-            "quality.minimum", _by_type(DEFAULT_MIN_QUALITY), "minimum quality by type where a request names none"
+            "quality.minimum", as_by_type(DEFAULT_MIN_QUALITY), "minimum quality by type where a request names none"
         ),
     )
     elasticity: Mapping[WorkloadType, float] = field(
         default_factory=lambda: dict(_ELASTICITY),
         metadata=_option(
             "quality.elasticity",
-            _by_type(_ELASTICITY),
+            as_by_type(_ELASTICITY),
             "share of its memory that a lease without a declared minimum sheds from quality 1 to 0, by type",
         ),
     )
     ttl_default_s: float = field(
         default=15.0,
-        metadata=_option("lease.ttl-default", _seconds(least=1.0), "time to live where none is asked", metavar="TIME"),
+        metadata=_option(
+            "lease.ttl-default", as_seconds(least=1.0), "time to live where none is asked", metavar="TIME"
+        ),
     )
     ttl_min_s: float = field(
         default=3.0,
-        metadata=_option("lease.ttl-min", _seconds(least=1.0), "shorter times to live are raised", metavar="TIME"),
+        metadata=_option("lease.ttl-min", as_seconds(least=1.0), "shorter times to live are raised", metavar="TIME"),
     )
     ttl_max_s: float = field(
         default=300.0,
-        metadata=_option("lease.ttl-max", _seconds(least=1.0), "longer times to live are lowered", metavar="TIME"),
+        metadata=_option("lease.ttl-max", as_seconds(least=1.0), "longer times to live are lowered", metavar="TIME"),
     )
     drain_grace_s: float = field(
         default=10.0,
         metadata=_option(
-            "lease.drain-grace", _seconds(), "how long an ended lease may keep memory before an alarm", metavar="TIME"
+            "lease.drain-grace", as_seconds(), "how long an ended lease may keep memory before an alarm", metavar="TIME"
         ),
     )
     lock_delay_s: float = field(
         default=30.0,
         metadata=_option(
             "lease.lock-delay",
-            _seconds(),
+            as_seconds(),
             "how long memory stays reserved that cannot be seen to go; 0: not at all",
             metavar="TIME",
         ),
@@ -326,14 +197,14 @@ class Config:
     queue_aging_s: float = field(
         default=ranking.AGING_S,
         metadata=_option(
-            "queue.aging", _seconds(least=0.001), "waiting so long counts as one priority more", metavar="TIME"
+            "queue.aging", as_seconds(least=0.001), "waiting so long counts as one priority more", metavar="TIME"
         ),
     )
     queue_backfill: int = field(
         default=ranking.BACKFILL,
         metadata=_option(
             "queue.backfill",
-            functools.partial(_count, least=0),
+            functools.partial(as_count, least=0),
             "how often others may pass a request that does not fit",
             metavar="COUNT",
         ),
@@ -341,96 +212,142 @@ class Config:
     preemption_gap: int = field(
         default=preemption.LEASE_GAP,
         metadata=_option(
-            "preemption.gap", _count, "priorities that one must be above to take from another", metavar="COUNT"
+            "preemption.gap", as_count, "priorities that one must be above to take from another", metavar="COUNT"
         ),
     )
     preemption_grace_s: float = field(
         default=2.0,
         metadata=_option(
-            "preemption.grace", _seconds(least=0.05), "time to give memory back before a lease is taken", metavar="TIME"
+            "preemption.grace",
+            as_seconds(least=0.05),
+            "time to give memory back before a lease is taken",
+            metavar="TIME",
         ),
     )
     preemption_shrink_hold_s: float = field(
         default=preemption.SHRINK_HOLD_S,
         metadata=_option(
-            "preemption.shrink-hold", _seconds(), "a younger lease is not shrunk for others", metavar="TIME"
+            "preemption.shrink-hold", as_seconds(), "a younger lease is not shrunk for others", metavar="TIME"
         ),
     )
     preemption_revoke_hold_s: float = field(
         default=preemption.REVOKE_HOLD_S,
         metadata=_option(
-            "preemption.revoke-hold", _seconds(), "a younger lease is not taken for others", metavar="TIME"
+            "preemption.revoke-hold", as_seconds(), "a younger lease is not taken for others", metavar="TIME"
         ),
     )
     preemption_cooldown_s: float = field(
         default=preemption.COOLDOWN_S,
-        metadata=_option("preemption.cooldown", _seconds(), "peace after having given memory back", metavar="TIME"),
+        metadata=_option("preemption.cooldown", as_seconds(), "peace after having given memory back", metavar="TIME"),
     )
     kv_tokens: int | None = field(
         default=None,
         metadata=_option(
-            "kv.tokens", _count, "KV tokens that the engines of a device share; else by its capacity", metavar="COUNT"
+            "kv.tokens", as_count, "KV tokens that the engines of a device share; else by its capacity", metavar="COUNT"
         ),
     )
     kv_engine_cap: float = field(
         default=1.0,
-        metadata=_option("kv.engine-cap", _share, "largest share of one engine in a device's tokens", metavar="SHARE"),
+        metadata=_option(
+            "kv.engine-cap", as_share, "largest share of one engine in a device's tokens", metavar="SHARE"
+        ),
     )
     kv_drain_s: float = field(
         default=5.0,
         metadata=_option(
-            "kv.drain", _seconds(), "how long an engine may keep more tokens than its budget", metavar="TIME"
+            "kv.drain", as_seconds(), "how long an engine may keep more tokens than its budget", metavar="TIME"
         ),
     )
     kv_reservation_s: float = field(
         default=900.0,
         metadata=_option(
-            "kv.reservation", _seconds(least=1.0), "when an abandoned reservation returns by itself", metavar="TIME"
+            "kv.reservation", as_seconds(least=1.0), "when an abandoned reservation returns by itself", metavar="TIME"
         ),
+    )
+    balance_objective: Objective = field(
+        default=Objective.THROUGHPUT,
+        metadata=_option(
+            "balance.objective",
+            as_objective,
+            f"one of {', '.join(each.value for each in Objective)}",
+            metavar="OBJECTIVE",
+        ),
+    )
+    balance_threshold: float = field(
+        default=balance.IMBALANCE_THRESHOLD,
+        metadata=_option(
+            "balance.threshold",
+            as_ratio,
+            "how much longer than ideal the longest stage of a split model may be",
+            metavar="RATIO",
+        ),
+    )
+    balance_min_speedup: float = field(
+        default=balance.MIN_SPEEDUP,
+        metadata=_option("balance.min-speedup", as_ratio, "layers do not move for a smaller gain", metavar="RATIO"),
+    )
+    balance_min_samples: int = field(
+        default=balance.MIN_SAMPLES,
+        metadata=_option(
+            "balance.min-samples", as_samples, "forward passes that make the cost of a shard credible", metavar="COUNT"
+        ),
+    )
+    balance_interval_s: float = field(
+        default=balance.INTERVAL_S,
+        metadata=_option("balance.interval", as_seconds(least=0.1), "time between two evaluations", metavar="TIME"),
     )
     overuse_slack_bytes: int = field(
         default=512 * MIB,
         metadata=_option(
-            "overuse.slack", _size, "what a lease may be measured above what it leased before it counts", metavar="SIZE"
+            "overuse.slack",
+            as_size,
+            "what a lease may be measured above what it leased before it counts",
+            metavar="SIZE",
         ),
     )
     overuse_patience_s: float = field(
         default=10.0,
         metadata=_option(
-            "overuse.patience", _seconds(), "from a lower quality to the order to give the excess back", metavar="TIME"
+            "overuse.patience",
+            as_seconds(),
+            "from a lower quality to the order to give the excess back",
+            metavar="TIME",
         ),
     )
     overuse_revoke: bool = field(
         default=True,
         metadata=_option(
-            "overuse.revoke", _switch, "take the lease of a worker that does not give its excess back", metavar="BOOL"
+            "overuse.revoke", as_switch, "take the lease of a worker that does not give its excess back", metavar="BOOL"
         ),
     )
     enforcer: bool = field(
         default=False,
         metadata=_option(
-            "enforcer.enabled", _switch, "end processes that keep the memory of a lease taken from them", metavar="BOOL"
+            "enforcer.enabled",
+            as_switch,
+            "end processes that keep the memory of a lease taken from them",
+            metavar="BOOL",
         ),
     )
     enforcer_patience_s: float = field(
         default=2.0,
-        metadata=_option("enforcer.patience", _seconds(), "from the end of the lease to SIGTERM", metavar="TIME"),
+        metadata=_option("enforcer.patience", as_seconds(), "from the end of the lease to SIGTERM", metavar="TIME"),
     )
     enforcer_kill_grace_s: float = field(
         default=5.0,
-        metadata=_option("enforcer.kill-grace", _seconds(), "from SIGTERM to SIGKILL", metavar="TIME"),
+        metadata=_option("enforcer.kill-grace", as_seconds(), "from SIGTERM to SIGKILL", metavar="TIME"),
     )
     max_leases: int = field(
-        default=100_000, metadata=_option("limits.leases", _count, "leases at most", metavar="COUNT")
+        default=100_000, metadata=_option("limits.leases", as_count, "leases at most", metavar="COUNT")
     )
     max_waiting: int = field(
-        default=10_000, metadata=_option("limits.waiting", _count, "waiting requests at most", metavar="COUNT")
+        default=10_000, metadata=_option("limits.waiting", as_count, "waiting requests at most", metavar="COUNT")
     )
     max_sessions: int = field(
-        default=4_096, metadata=_option("limits.sessions", _count, "open sessions at most", metavar="COUNT")
+        default=4_096, metadata=_option("limits.sessions", as_count, "open sessions at most", metavar="COUNT")
     )
     max_streams: int = field(
-        default=16_384, metadata=_option("limits.streams", _count, "open quality streams at most", metavar="COUNT")
+        default=16_384, metadata=_option("limits.streams", as_count, "open quality streams at most", metavar="COUNT")
     )
 
 
@@ -564,6 +481,8 @@ def _across(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if config.devices == "static" and not config.static_devices:
         yield ("devices", "static_devices"), "devices.mode is static, but devices.static names no device"
+    if config.metrics_listen == f"unix:{config.socket}":
+        yield ("metrics_listen", "socket"), f"metrics.listen is server.socket: {config.socket}; they must differ"
     if config.observe_only and config.enforcer:
         yield ("observe_only", "enforcer"), "enforcer.enabled ends processes, which server.observe-only never does"
     if config.soft_target == 0.0:

@@ -13,6 +13,9 @@
     ├── LeaseNotFound           no such lease
     ├── ReservationNotFound     no such KV reservation
     ├── DeviceNotFound          no such device
+    ├── ShardNotFound           no such split model, or no such shard of it
+    ├── InvalidAssignment       layers cannot be divided like that
+    ├── StalePlan               something else is suggested by now
     ├── Fenced                  the fence is stale
     ├── NoDonor                 nobody may be preempted for it
     ├── ObserveOnly             this server only watches
@@ -144,6 +147,27 @@ class DeviceNotFound(ArbiterError):
 
     code = "NOT_FOUND"
     reason = "DEVICE_NOT_FOUND"
+
+
+class ShardNotFound(ArbiterError):
+    """No such split model, or no such shard of it; GetState lists them."""
+
+    code = "NOT_FOUND"
+    reason = "SHARD_NOT_FOUND"
+
+
+class InvalidAssignment(ArbiterError):
+    """The layers cannot be divided like that; every layer goes to one shard that has room for it."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "INVALID_ASSIGNMENT"
+
+
+class StalePlan(ArbiterError):
+    """The plan is not what is suggested now; evaluate again."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "STALE_PLAN"
 
 
 class Fenced(ArbiterError):

@@ -125,6 +125,32 @@ class ReservationRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRange:
+    """The layers of one shard: from ``begin`` up to, not including, ``end``; none where they are equal."""
+
+    shard: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentRequest:
+    """A wish to move the layers of a split model.
+
+    Attributes:
+        namespace: Namespace of the model.
+        group: Its name.
+        plan_id: The suggestion to follow; empty for an assignment by hand.
+        assignment: Layers by shard, each named once; empty: what the suggestion says.
+    """
+
+    namespace: str
+    group: str
+    plan_id: str = ""
+    assignment: tuple[LayerRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReclaimAck:
     """What a holder says about an order to give memory back.
 
@@ -162,6 +188,7 @@ class Report:
         achievable_quality: With REFUSED, the nearest quality it can reach.
         used_memory_bytes: What it counts as its own.
         kv: State of a KV engine.
+        shard_latencies_us: Microseconds of each forward pass since the last report, above 0, newest last.
         busy_for_s: Silence it announces.
         reclaim_acks: What it says about orders to give memory back.
     """
@@ -173,6 +200,7 @@ class Report:
     achievable_quality: float | None = None
     used_memory_bytes: int | None = None
     kv: KvUsage | None = None
+    shard_latencies_us: tuple[float, ...] = ()
     busy_for_s: float = 0.0
     reclaim_acks: tuple[ReclaimAck, ...] = ()
 

@@ -178,6 +178,10 @@ class EventKind(IntEnum):
     PREEMPTION_ADVISED = 27
     KV_BUDGET_CHANGED = 28
     KV_RESERVATION_EXPIRED = 29
+    BALANCE_SUGGESTED = 30
+    BALANCE_APPLIED = 31
+    SHARD_STATE_CHANGED = 32
+    BALANCE_BEGUN = 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,19 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Guest:
+    """What the tree of a process without a lease was measured to hold on a device.
+
+    Attributes:
+        held_bytes: Its use, without that of holders below it.
+        foreign_bytes: What of it the same sample counts as foreign use; in [0, held_bytes].
+    """
+
+    held_bytes: int
+    foreign_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceSample:
     """What was measured on one device at one moment. ``None`` is unknown and never zero.
 
@@ -229,6 +246,8 @@ class DeviceSample:
         machine_available_bytes: Memory the machine could still give; only host memory has it.
         lost: The device is gone.
         detail: What went wrong, for people; empty when nothing did.
+        guests: Use of each process that was asked for as a guest and could be read; what is in a holder's tree is that
+            holder's, and not the guest's.
     """
 
     device_id: DeviceId
@@ -238,3 +257,4 @@ class DeviceSample:
     machine_available_bytes: int | None = None
     lost: bool = False
     detail: str = ""
+    guests: Mapping[Process, Guest] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from arbiter_sidecar.adapters import drm, lineage, procfs
 from arbiter_sidecar.policy import capacity
-from arbiter_sidecar.types import Attribution, DeviceFacts, DeviceId, DeviceKind, DeviceSample, Process
+from arbiter_sidecar.types import Attribution, DeviceFacts, DeviceId, DeviceKind, DeviceSample, Guest, Process
 
 #: ``card0`` is a card; ``card0-DP-1`` is one of its connectors.
 _CARD = re.compile(r"card(\d+)")
@@ -59,7 +59,7 @@ def find(config: AmdConfig) -> tuple[list[SysfsProbe], list[str]]:
 class SysfsProbe:
     """Measures one AMD card: totals from sysfs, processes from the descriptors they have open on it."""
 
-    __slots__ = ("_card", "_facts", "_lineage", "_pci_address", "_proc")
+    __slots__ = ("_card", "_facts", "_guest_lineage", "_lineage", "_pci_address", "_proc")
 
     def __init__(self, card: Path, *, index: int, config: AmdConfig) -> None:
         """
@@ -68,7 +68,7 @@ class SysfsProbe:
         """
         self._card = card
         self._proc = procfs.ProcFs(config.proc_root)
-        self._lineage = lineage.Lineage(self._proc)
+        self._lineage, self._guest_lineage = lineage.Lineage(self._proc), lineage.Lineage(self._proc)
         self._pci_address = _pci_address(card)
         total = _number(card / _TOTAL)
         visible = _shows_memory(card, self._proc, config.device_root, self._pci_address)
@@ -87,8 +87,8 @@ class SysfsProbe:
         """What sysfs said at the start."""
         return self._facts
 
-    def sample(self, holders: Sequence[Process]) -> DeviceSample:
-        """Measures the card, and the holders' trees where the kernel tells.
+    def sample(self, holders: Sequence[Process], guests: Sequence[Process] = ()) -> DeviceSample:
+        """Measures the card, and the trees of holders and guests where the kernel tells.
 
         Raises:
             OSError: The card's use cannot be read.
@@ -102,10 +102,17 @@ class SysfsProbe:
         if self._facts.attribution is Attribution.DEVICE_ONLY:
             return DeviceSample(self._facts.device_id, used, dict.fromkeys(holders))
         remarks: list[str] = []
-        held = {holder: self._tree_bytes(pids, remarks) for holder, pids in self._lineage.trees(holders).items()}
+        trees = self._lineage.trees(holders)
+        held = {holder: self._tree_bytes(pids, remarks) for holder, pids in trees.items()}
         known = [size for size in held.values() if size is not None]
         foreign = max(0, used - sum(known)) if len(known) == len(held) else None
-        return DeviceSample(self._facts.device_id, used, held, foreign, detail="; ".join(remarks))
+        found = {
+            guest: size
+            for guest, pids in lineage.beside(self._guest_lineage.trees(guests), trees).items()
+            if (size := self._tree_bytes(pids, [])) is not None
+        }
+        visitors = {guest: Guest(size, size) for guest, size in found.items()}
+        return DeviceSample(self._facts.device_id, used, held, foreign, detail="; ".join(remarks), guests=visitors)
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -98,12 +98,13 @@ class ToolProbe:
         """What the tool said at the start."""
         return self._facts
 
-    def sample(self, holders: Sequence[Process]) -> DeviceSample:
-        """Measures the card; no holder is known.
+    def sample(self, holders: Sequence[Process], guests: Sequence[Process] = ()) -> DeviceSample:
+        """Measures the card; no holder or guest is known.
 
         Raises:
             OSError: The tool could not be asked.
         """
+        del guests
         held: dict[Process, int | None] = dict.fromkeys(holders)
         card = next((card for card in self._ask() if card.key == self._key), None)
         if card is None:

@@ -22,11 +22,13 @@ class Measured:
         size_bytes: Foreign bytes; ``None`` when they cannot be told.
         used_bytes: Use of everything the rule looks at, holders included; ``None`` when holders and foreign make it up.
         detail: What went wrong, for people.
+        looked_at: The only processes of which the rule counts anything as foreign; ``None``: it counts all of them.
     """
 
     size_bytes: int | None
     used_bytes: int | None = None
     detail: str = ""
+    looked_at: frozenset[int] | None = None
 
 
 class Foreign(Protocol):
@@ -67,7 +69,7 @@ class NoForeign:
     def measure(self, held_bytes: int | None, tree_pids: Collection[int]) -> Measured:
         """Always zero."""
         del held_bytes, tree_pids
-        return Measured(0)
+        return Measured(0, looked_at=frozenset())
 
 
 class MachineForeign:
@@ -111,15 +113,15 @@ class ListedForeign:
     def measure(self, held_bytes: int | None, tree_pids: Collection[int]) -> Measured:
         """Sum of their memory; a listed process that has exited holds nothing."""
         del held_bytes
-        total = 0
-        for pid in self._listed() - set(tree_pids):
+        total, listed = 0, self._listed()
+        for pid in listed - set(tree_pids):
             try:
                 total += self._proc.resident(pid).size_bytes
             except PermissionError:
                 return Measured(None, detail=f"listed process {pid} cannot be read (permission denied)")
-        return Measured(total)
+        return Measured(total, looked_at=listed)
 
-    def _listed(self) -> set[int]:
+    def _listed(self) -> frozenset[int]:
         with self._path.open("rb") as file:
             text = file.read(_MAX_LIST_BYTES + 1)
         words = text.decode("utf-8", "replace").split("\n")
@@ -128,7 +130,7 @@ class ListedForeign:
         for number, word in enumerate(words, start=1):
             if word.strip() and not word.strip().isdecimal():
                 raise OSError(f"{self._path} line {number}: {word.strip()[:40]!r} is not a process id")
-        return {int(word) for word in words if word.strip()}
+        return frozenset(int(word) for word in words if word.strip())
 
 
 def _remainder(used: int, held_bytes: int | None) -> Measured:

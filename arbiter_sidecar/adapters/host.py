@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from arbiter_sidecar.adapters import cgroups, foreign, lineage, procfs
 from arbiter_sidecar.policy import capacity
-from arbiter_sidecar.types import Attribution, DeviceFacts, DeviceId, DeviceKind, DeviceSample, Process
+from arbiter_sidecar.types import Attribution, DeviceFacts, DeviceId, DeviceKind, DeviceSample, Guest, Process
 
 #: The one host device of a machine.
 HOST_ID = DeviceId("host")
@@ -37,7 +37,7 @@ class HostConfig:
 class HostMemoryProbe:
     """Measures the machine's memory by the proportional share of each holder's process tree."""
 
-    __slots__ = ("_facts", "_foreign", "_foreign_word", "_lineage", "_proc")
+    __slots__ = ("_facts", "_foreign", "_foreign_word", "_guest_lineage", "_lineage", "_proc")
 
     def __init__(self, config: HostConfig) -> None:
         """
@@ -48,7 +48,7 @@ class HostMemoryProbe:
         if config.budget_bytes is not None and config.budget_bytes <= 0:
             raise ValueError(f"the host memory budget is {config.budget_bytes} bytes, it must be positive")
         self._proc = procfs.ProcFs(config.proc_root)
-        self._lineage = lineage.Lineage(self._proc)
+        self._lineage, self._guest_lineage = lineage.Lineage(self._proc), lineage.Lineage(self._proc)
         limit = cgroups.tightest_limit(config.proc_root, config.cgroup_root)
         machine = self._proc.meminfo("MemTotal")
         limited = limit is not None and limit.limit_bytes < machine
@@ -73,8 +73,8 @@ class HostMemoryProbe:
         """The rule for foreign memory that is in force, as it would be configured."""
         return self._foreign_word
 
-    def sample(self, holders: Sequence[Process]) -> DeviceSample:
-        """Measures every holder's tree once.
+    def sample(self, holders: Sequence[Process], guests: Sequence[Process] = ()) -> DeviceSample:
+        """Measures every tree of holders and guests once.
 
         A holder that is gone, and has left no process behind, holds 0; one that the kernel does not let us read is
         ``None``, and the detail says who.
@@ -100,10 +100,20 @@ class HostMemoryProbe:
             foreign_bytes=measured.size_bytes,
             machine_available_bytes=self._proc.meminfo("MemAvailable"),
             detail="; ".join(remarks),
+            guests=self._guests(lineage.beside(self._guest_lineage.trees(guests), trees), measured),
         )
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+    def _guests(self, trees: Mapping[Process, set[int]], measured: foreign.Measured) -> dict[Process, Guest]:
+        found = {}
+        for guest, pids in trees.items():
+            looked_at = pids if measured.looked_at is None else pids & measured.looked_at
+            counted, other = self._tree_bytes(looked_at, {}), self._tree_bytes(pids - looked_at, {})
+            if counted is not None and other is not None:
+                found[guest] = Guest(held_bytes=counted + other, foreign_bytes=counted)
+        return found
 
     def _tree_bytes(self, pids: set[int], remarks: dict[str, None]) -> int | None:
         total = 0

@@ -7,7 +7,7 @@ holder's, so a process that was seen in a tree stays in it until it exits or nob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from arbiter_sidecar.adapters import procfs
 from arbiter_sidecar.types import Process
@@ -104,6 +104,12 @@ class Lineage:
             return False
         self._remembered[stat.process] = holder
         return True
+
+
+def beside(guests: Mapping[Process, set[int]], holders: Mapping[Process, set[int]]) -> dict[Process, set[int]]:
+    """The trees of guests without the processes that are in a holder's tree: those are the holder's."""
+    held = set().union(*holders.values())
+    return {guest: pids - held for guest, pids in guests.items()}
 
 
 class _Census:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from arbiter_sidecar.adapters import lineage, nvml_driver, pid_translation, procfs
 from arbiter_sidecar.policy import capacity
-from arbiter_sidecar.types import MIB, Attribution, DeviceFacts, DeviceId, DeviceKind, DeviceSample, Process
+from arbiter_sidecar.types import MIB, Attribution, DeviceFacts, DeviceId, DeviceKind, DeviceSample, Guest, Process
 
 #: The environment variable by which container runtimes cap a card's memory; with ``_<index>`` it caps one card.
 CAP_VARIABLE = "CUDA_DEVICE_MEMORY_LIMIT"
@@ -74,7 +74,7 @@ def find(config: NvmlConfig) -> tuple[list[NvmlProbe], list[str]]:
 class NvmlProbe:
     """Measures one GPU or one MIG slice. Calls may block for as long as the driver does."""
 
-    __slots__ = ("_driver", "_facts", "_handle", "_lineage", "_sized", "_translation")
+    __slots__ = ("_driver", "_facts", "_guest_lineage", "_handle", "_lineage", "_sized", "_translation")
 
     def __init__(self, handle: nvml_driver.Handle, *, index: int, cap_bytes: int | None, config: NvmlConfig) -> None:
         """
@@ -85,7 +85,8 @@ class NvmlProbe:
         self._driver = nvml_driver.Driver()
         try:
             self._handle: nvml_driver.Handle | None = handle
-            self._lineage = lineage.Lineage(procfs.ProcFs(config.proc_root))
+            proc = procfs.ProcFs(config.proc_root)
+            self._lineage, self._guest_lineage = lineage.Lineage(proc), lineage.Lineage(proc)
             uuid = self._driver.uuid(handle)
             total = _total_bytes(self._driver, handle)
             #: False when the size comes from the cap alone, or is not known at all.
@@ -110,8 +111,8 @@ class NvmlProbe:
         """What the driver said at the start; a size of 0 means that it does not report one."""
         return self._facts
 
-    def sample(self, holders: Sequence[Process]) -> DeviceSample:
-        """Measures the device, and the holders' trees where the attribution allows it.
+    def sample(self, holders: Sequence[Process], guests: Sequence[Process] = ()) -> DeviceSample:
+        """Measures the device, and the trees of holders and guests where the attribution allows it.
 
         A lost device is looked for again by its UUID with every sample.
 
@@ -119,7 +120,7 @@ class NvmlProbe:
             OSError: The driver failed.
         """
         try:
-            return self._measure(holders)
+            return self._measure(holders, guests)
         except nvml_driver.DeviceLost as error:
             self._handle = None
             return DeviceSample(
@@ -134,7 +135,7 @@ class NvmlProbe:
         """Lets go of the driver."""
         self._driver.close()
 
-    def _measure(self, holders: Sequence[Process]) -> DeviceSample:
+    def _measure(self, holders: Sequence[Process], guests: Sequence[Process]) -> DeviceSample:
         if self._handle is None:
             self._handle = self._driver.by_uuid(self._facts.device_id)
         # Listed before and after the total is read, because the two cannot be read at one moment.
@@ -149,10 +150,13 @@ class NvmlProbe:
             return DeviceSample(self._facts.device_id, used, unknown, detail=remark)
         if self._facts.attribution is Attribution.TRANSLATED and not after and (used or 0) > _IDLE_BYTES:
             return DeviceSample(self._facts.device_id, used, unknown, detail=remark or _HIDDEN_PROCESSES)
-        earlier, _ = self._attribute(self._translation, before, holders)
-        held, strangers = self._attribute(self._translation, after, holders)
-        foreign = _foreign_bytes(used, _total(earlier.values()), _total(held.values()), strangers)
-        return DeviceSample(self._facts.device_id, used, held, foreign, detail=remark)
+        earlier, _ = self._attribute(self._lineage, self._translation, before, holders)
+        held, rest = self._attribute(self._lineage, self._translation, after, holders)
+        foreign = _foreign_bytes(used, _total(earlier.values()), _total(held.values()), _total(rest.values()))
+        # Without guests nobody asks who the strangers are, which would cost some reads for each of them.
+        found, _ = self._attribute(self._guest_lineage, self._translation, rest if guests else {}, guests)
+        visitors = {guest: Guest(size, size) for guest, size in found.items() if size is not None}
+        return DeviceSample(self._facts.device_id, used, held, foreign, detail=remark, guests=visitors)
 
     def _processes(self, handle: nvml_driver.Handle) -> dict[int, int | None] | None:
         try:
@@ -166,18 +170,25 @@ class NvmlProbe:
         except nvml_driver.NotReported:
             return None
 
+    @staticmethod
     def _attribute(
-        self, translation: pid_translation.Translation, listed: Mapping[int, int | None], holders: Sequence[Process]
-    ) -> tuple[dict[Process, int | None], int | None]:
-        """Bytes of each holder's tree, and those of the listed processes that are in none."""
+        kin: lineage.Lineage,
+        translation: pid_translation.Translation,
+        listed: Mapping[int, int | None],
+        holders: Sequence[Process],
+    ) -> tuple[dict[Process, int | None], dict[int, int | None]]:
+        """Bytes of each holder's tree, and the listed processes that are in none."""
         ours = translation.ours(listed)
-        owners = self._lineage.owners(ours.values(), holders)
+        owners = kin.owners(ours.values(), holders)
         shares: dict[Process, list[int | None]] = {holder: [] for holder in holders}
-        strangers: list[int | None] = []
+        strangers: dict[int, int | None] = {}
         for pid, size in listed.items():
             holder = owners.get(ours[pid]) if pid in ours else None
-            (strangers if holder is None else shares[holder]).append(size)
-        return {holder: _total(sizes) for holder, sizes in shares.items()}, _total(strangers)
+            if holder is None:
+                strangers[pid] = size
+            else:
+                shares[holder].append(size)
+        return {holder: _total(sizes) for holder, sizes in shares.items()}, strangers
 
 
 def _total(sizes: Iterable[int | None]) -> int | None:

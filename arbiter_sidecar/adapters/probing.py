@@ -41,7 +41,9 @@ class ProbeThread:
         self._timeout_s = timeout_s
         self._askers: dict[DeviceId, _Asker] = {}
 
-    async def sample(self, probe: DeviceProbe, holders: Sequence[Process]) -> DeviceSample:
+    async def sample(
+        self, probe: DeviceProbe, holders: Sequence[Process], guests: Sequence[Process] = ()
+    ) -> DeviceSample:
         """The probe's sample; concurrent calls for one device take turns.
 
         Raises:
@@ -49,7 +51,7 @@ class ProbeThread:
                 result is dropped when it comes, and the device can be asked again.
             OSError: The driver or kernel could not be asked.
         """
-        work = functools.partial(probe.sample, tuple(holders))
+        work = functools.partial(probe.sample, tuple(holders), tuple(guests))
         return await self._asker(probe).ask(work, self._timeout_s)
 
     async def close(self, probe: DeviceProbe) -> None:

@@ -36,8 +36,9 @@ class StaticProbe:
         """What was configured."""
         return self._facts
 
-    def sample(self, holders: Sequence[Process]) -> DeviceSample:
-        """Nothing is known of any holder; never fails."""
+    def sample(self, holders: Sequence[Process], guests: Sequence[Process] = ()) -> DeviceSample:
+        """Nothing is known of any holder or guest; never fails."""
+        del guests
         return DeviceSample(self._facts.device_id, used_bytes=None, held_bytes=dict.fromkeys(holders))
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arbiter_sidecar import errors
-from arbiter_sidecar.arbiter import effects, preempting, publishing
+from arbiter_sidecar.arbiter import effects, preempting, publishing, shards
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
@@ -57,8 +57,8 @@ def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: 
     """Looks at a request and a device; changes nothing."""
     elastic = books.shape(request)
     short, start = 0, elastic.max_quality
-    if not publishing.at_ease(books, device, elastic, now):
-        solution = publishing.solve(books, device, [elastic], now, leniently=True)
+    if not publishing.at_ease(books, device, request, now):
+        solution = publishing.solve(books, device, request, now, leniently=True)
         short = solution.hard_deficit_bytes
         start = publication.quantise(solution.targets[-1], minimum=elastic.min_quality, maximum=elastic.max_quality)
     start_bytes = elastic.bytes_at(start)
@@ -71,7 +71,7 @@ def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: 
         short_bytes=short,
         frozen=device.frozen(now),
         starting=starting,
-        fits=short == 0 and not starting and device.fits(start_bytes, now),
+        fits=short == 0 and not starting and device.fits(start_bytes, now, own=device.own(request)),
     )
 
 
@@ -294,7 +294,11 @@ def grant(books: Books, best: Prospect, waiter: Waiter, now: float) -> Lease:
     lease.elastic = best.elastic
     lease.published = Published(best.quality)
     lease.limit_bytes = lease.charged_bytes = best.start_bytes
-    device.open(lease)
+    own = device.own(request)
+    device.open(lease, own)
+    for former in own.leases:
+        # Its bytes have not gone: they are the new lease's from here on.
+        books.bury(former, now)
     books.leases.add(lease)
     if request.startup_window_s > 0.0:
         books.later(device.fence_ends(lease), "unfence", lease)
@@ -302,9 +306,11 @@ def grant(books: Books, best: Prospect, waiter: Waiter, now: float) -> Lease:
     lease.revision = books.revision
     if request.request_id:
         books.by_request[(request.namespace, request.request_id)] = lease
+    books.accounts.open(request.namespace, request.holder)
     mean = books.stats.kind(request.workload)
     if mean is not None:
         mean.move(leases=1, quality=best.quality, now=now)
+    shards.enter(books, lease, now)
     books.pending.append(effects.Opened(lease))
     books.happened(
         EventKind.LEASE_GRANTED,

@@ -15,9 +15,11 @@ from arbiter_sidecar.ledger.devices import DeviceBook, DeviceRules
 from arbiter_sidecar.ledger.kv import KvPlan, Reservation, WaitingReservation
 from arbiter_sidecar.ledger.leases import Lease, LeaseBook
 from arbiter_sidecar.ledger.plans import Asked, AskedLine, Plan
+from arbiter_sidecar.ledger.shards import ShardBook
 from arbiter_sidecar.ledger.statistics import Statistics
 from arbiter_sidecar.ledger.waiting import AdmissionQueue, Waiter
 from arbiter_sidecar.policy import kv_budget, preemption, quality, ranking
+from arbiter_sidecar.policy.balance import Settings as BalanceSettings
 from arbiter_sidecar.policy.quality import Elastic, QualityPolicy
 from arbiter_sidecar.requests import AllocationRequest
 from arbiter_sidecar.types import MIB, DeviceId, DirectiveReason, EndReason, EventKind, Ticket, WorkloadType
@@ -27,9 +29,11 @@ FENCES_PER_EPOCH = 1 << 32
 
 #: What can be put on the agenda. Of a lease: look whether it still holds bytes after its end, let bytes go that cannot
 #: be traced, ask again for a quality that was refused, let others in when it has had time to start up, go one step
-#: further because it uses more than it leased. Of a preemption: press the silent, call in, end it. Of a request for
-#: one: end its wait.
-Errand = Literal["alarm", "unlock", "forgive", "unfence", "overuse", "press", "collect", "close", "unask", "kv"]
+#: further because it uses more than it leased, look whether a shard has missed a heartbeat. Of a preemption: press the
+#: silent, call in, end it. Of a request for one: end its wait.
+Errand = Literal[
+    "alarm", "unlock", "forgive", "unfence", "overuse", "press", "collect", "close", "unask", "kv", "shard"
+]
 #: What an errand is about. Of KV tokens: order an engine to free what it keeps beyond its budget, and press it; end the
 #: wait for a reservation, an abandoned reservation, a round of lending.
 Subject = Lease | Plan | Asked | WaitingReservation | Reservation | KvPlan
@@ -118,6 +122,7 @@ class ArbiterConfig:
         preemption: How preemption proceeds.
         overuse: What is done about those that use more than they leased.
         kv: How KV tokens are shared.
+        balance: When moving layers of a split model is suggested.
         queue: How the waiting line is ordered.
         pause_guard_s: A longer gap between two calls means the arbiter itself was away; 0 turns the guard off.
         refusal_hold_s: How long a refused target is not asked for again.
@@ -136,6 +141,7 @@ class ArbiterConfig:
     preemption: PreemptionConfig = field(default_factory=PreemptionConfig)
     overuse: OveruseConfig = field(default_factory=OveruseConfig)
     kv: KvConfig = field(default_factory=KvConfig)
+    balance: BalanceSettings = field(default_factory=BalanceSettings)
     queue: QueueConfig = field(default_factory=QueueConfig)
     pause_guard_s: float = 0.75
     refusal_hold_s: float = 30.0
@@ -179,6 +185,7 @@ class Books:
         self.plans_begun = 0
         self.overuse_orders = 0
         self.kv_orders = 0
+        self.shards = ShardBook()
         #: Reservations that have been returned of late, so that returning one twice is fine.
         self.kv_completed: OrderedDict[str, None] = OrderedDict()
         self._agenda: list[tuple[float, int, Errand, Subject]] = []
@@ -269,10 +276,12 @@ class Books:
         device = self.device_of(lease)
         device.close(lease)
         self.leases.end(lease, reason, now)
+        self.accounts.close(lease.request.namespace, lease.request.holder)
         if lease.kv is not None:
             for waiting in device.kv.close(lease):
                 error = Fenced(f"the lease has ended: {reason.name}", lease_id=lease.lease_id)
                 self.pending.append(effects.ReservationRefused(waiting.ticket, error))
+        self.shards.leave(lease)
         key = (lease.request.namespace, lease.request.request_id)
         if self.by_request.get(key) is lease:
             del self.by_request[key]
@@ -372,6 +381,7 @@ class Books:
         """Raises ``AssertionError`` where the books contradict themselves or each other."""
         self.leases.check()
         self.queue.check()
+        self.shards.check()
         for device in self.devices.values():
             device.check()
             for lease in (*device.live.values(), *device.ended.values()):

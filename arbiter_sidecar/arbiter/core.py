@@ -29,15 +29,18 @@ from arbiter_sidecar.arbiter import (
     overuse,
     preempting,
     publishing,
+    shards,
+    watching,
 )
 from arbiter_sidecar.arbiter.books import ArbiterConfig, Books, Names
 from arbiter_sidecar.arbiter.renewal import BeatOutcome, Renewals
 from arbiter_sidecar.ledger.accounts import Account
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.shards import ShardGroup
 from arbiter_sidecar.ledger.waiting import Waiter
-from arbiter_sidecar.policy import capacity, preemption
-from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest, ReservationRequest
+from arbiter_sidecar.policy import preemption
+from arbiter_sidecar.requests import AllocationRequest, AssignmentRequest, Beat, PreemptionRequest, ReservationRequest
 from arbiter_sidecar.types import (
     DeviceFacts,
     DeviceHealth,
@@ -45,7 +48,6 @@ from arbiter_sidecar.types import (
     DeviceSample,
     EndReason,
     EventKind,
-    PressureLevel,
     Process,
     Ticket,
 )
@@ -99,8 +101,10 @@ class Arbiter:
         )
         self._reconcile([device], now)
 
-    def allocate(self, request: AllocationRequest, now: float) -> Ticket:
+    def allocate(self, request: AllocationRequest, now: float, *, since: float | None = None) -> Ticket:
         """Asks for a lease. The answer comes as ``Granted`` or ``Refused`` with the returned ticket, now or later.
+
+        ``since`` is when its waiting began, where that was before.
 
         Raises:
             ShuttingDown: The server drains.
@@ -114,6 +118,7 @@ class Arbiter:
         books = self.books
         if books.draining:
             raise errors.ShuttingDown()
+        began = now if since is None else min(since, now)
         known = self._known(request, now)
         if known is None:
             admission.eligible(books, request)
@@ -124,9 +129,9 @@ class Arbiter:
         if isinstance(known, Lease):
             books.answer(ticket, known, waited_s=0.0, already_granted=True)
         elif known is not None:
-            books.queue.join(known, ticket, now + request.wait_s)
+            books.queue.join(known, ticket, began + request.wait_s)
         else:
-            self._ask(Waiter(request, ticket, now), now)
+            self._ask(Waiter(request, ticket, began), now)
         return ticket
 
     def _known(self, request: AllocationRequest, now: float) -> Lease | Waiter | None:
@@ -274,6 +279,39 @@ class Arbiter:
         if device is not None:
             self._reconcile([device], now)
 
+    def evaluate_balance(self, namespace: str, group: str, layers: int, now: float) -> shards.Evaluation:
+        """Whether layers of a split model should move; or, with ``layers`` above 0, where so many should go at first.
+
+        Raises:
+            ShardNotFound: No living shard of such a group.
+            InvalidRequest: A first placement is asked for, and its shards hold layers already.
+        """
+        now = self._enter(now)
+        found = shards.find(self.books, namespace, group)
+        if layers:
+            return shards.place(self.books, found, layers, now)
+        return shards.evaluate(self.books, found, now)
+
+    def assign(self, asked: AssignmentRequest, now: float) -> ShardGroup:
+        """Moves the layers of a split model: tells every shard its own. Once more with the same plan changes nothing.
+
+        Raises:
+            ShuttingDown: The server drains.
+            ObserveOnly: Nothing is done to anybody.
+            ShardNotFound: The group, or a shard that is named, is unknown.
+            StalePlan: The plan is not the one that is suggested now.
+            InvalidRequest: Neither a plan nor an assignment is named.
+            InvalidAssignment: The assignment does not give every layer to one shard that can take it.
+        """
+        now = self._enter(now)
+        if self.books.draining:
+            raise errors.ShuttingDown()
+        if self.books.config.observe_only:
+            raise errors.ObserveOnly("this server only observes and moves no layers")
+        group = shards.apply(self.books, asked, now)
+        shards.follow(self.books, now)
+        return group
+
     def delivered(self, ticket: Ticket) -> None:
         """The caller has its lease: from here on only heartbeats keep it."""
         lease = self.books.undelivered.pop(ticket, None)
@@ -304,8 +342,10 @@ class Arbiter:
         outcome = self._renewals.take(beat, now)
         if outcome.touched:
             self._reconcile([self.books.devices[device_id] for device_id in outcome.touched], now)
+        if self.books.shards.news:
+            shards.follow(self.books, now)
         for device_id in outcome.eased:
-            self._watch_pressure(self.books.devices[device_id], now)
+            watching.pressure(self.books, self.books.devices[device_id], now)
         return outcome
 
     def confirm(self, lease_ids: Iterable[str], now: float) -> None:
@@ -380,7 +420,7 @@ class Arbiter:
         now = self._enter(now)
         device = self.books.devices[device_id]
         device.failure = detail
-        self._watch_health(device, now)
+        watching.health(self.books, device, now)
 
     def resumed(self, slept_s: float, now: float) -> None:
         """The machine has slept: its devices are measured anew before they grant, and nobody's time is up for it.
@@ -422,11 +462,12 @@ class Arbiter:
             if device is None:
                 break
             touched[device.device_id] = device
+        shards.catch_up(self.books, now)
         rise = self.books.queue.next_rise
         if len(self.books.queue) and rise is not None and rise <= now:
             touched.update(self.books.devices)
         for device in self.books.devices.values():
-            self._watch_health(device, now)
+            watching.health(self.books, device, now)
             if device.next_step is not None and device.next_step <= now:
                 touched[device.device_id] = device
         self._reconcile(touched.values(), now)
@@ -462,6 +503,7 @@ class Arbiter:
             self.books.leases.next_attention(),
             self.books.queue.next_deadline(),
             self.books.next_errand(),
+            self.books.shards.next_due,
             self.books.queue.next_rise if len(self.books.queue) else None,
         ]
         for device in self.books.devices.values():
@@ -479,7 +521,7 @@ class Arbiter:
         """What sharing has cost each holder up to now."""
         for lease in self.books.leases:
             self.books.settle(lease, max(now, lease.settled_at))
-        return list(self.books.accounts)
+        return [account for account in self.books.accounts if not account.blank]
 
     def check(self) -> None:
         """Raises ``AssertionError`` where the books contradict themselves; looks at everything, so it is slow."""
@@ -499,6 +541,8 @@ class Arbiter:
         return now
 
     def _reconcile(self, devices: Iterable[DeviceBook], now: float) -> None:
+        if self.books.shards.news:
+            shards.follow(self.books, now)
         everywhere = self.books.devices.values()
         for device in everywhere:
             preempting.follow(self.books, device, now)
@@ -524,36 +568,8 @@ class Arbiter:
             elif (short := publishing.publish(self.books, device, now)) > 0:
                 preempting.for_machine(self.books, device, short, now)
             kv.publish(self.books, device, now)
-            self._watch_health(device, now)
-            self._watch_pressure(device, now)
-
-    def _watch_pressure(self, device: DeviceBook, now: float) -> None:
-        books = self.books
-        books.stats.pressure.set(max((each.pressure for each in books.devices.values()), default=0.0), now)
-        device.peak_bytes = max(device.peak_bytes, device.taken_bytes)
-        level = capacity.level(device.level, device.pressure)
-        if level is not device.level:
-            books.event(
-                EventKind.PRESSURE_CHANGED,
-                device_id=device.device_id,
-                pressure_level=level.name,
-                before=device.level.name,
-                pressure=round(device.pressure, 4),
-            )
-            books.stats.critical_entries += level is PressureLevel.CRITICAL
-            device.level = level
-
-    def _watch_health(self, device: DeviceBook, now: float) -> None:
-        health = device.health(now)
-        if health is not device.reported_health:
-            self.books.event(
-                EventKind.DEVICE_CHANGED,
-                device_id=device.device_id,
-                health=health.name,
-                before=device.reported_health.name,
-                detail=device.failure,
-            )
-            device.reported_health = health
+            watching.health(self.books, device, now)
+            watching.pressure(self.books, device, now)
 
     def _lose(self, device: DeviceBook, detail: str, now: float) -> None:
         device.lose(detail)

@@ -9,6 +9,7 @@ from arbiter_sidecar.errors import ArbiterError
 from arbiter_sidecar.ledger.kv import KvPlan, Reservation
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.plans import Plan
+from arbiter_sidecar.ledger.shards import ShardGroup
 from arbiter_sidecar.types import EventKind, Ticket
 
 
@@ -94,6 +95,13 @@ class ReservationRefused:
     error: ArbiterError
 
 
+@dataclass(frozen=True, slots=True)
+class ShardsChanged:
+    """Something about a split model has changed that people watch."""
+
+    group: ShardGroup
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Happened:
     """An audit event."""
@@ -118,5 +126,6 @@ Effect = (
     | PlanClosed
     | Reserved
     | ReservationRefused
+    | ShardsChanged
     | Happened
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arbiter_sidecar.arbiter import asking, kv, kv_lending, overuse, preempting
+from arbiter_sidecar.arbiter import asking, kv, kv_lending, overuse, preempting, shards
 from arbiter_sidecar.arbiter.books import Books, Errand, Subject
 from arbiter_sidecar.arbiter.renewal import Renewals
 from arbiter_sidecar.ledger.devices import DeviceBook
@@ -26,9 +26,9 @@ def run(books: Books, renewals: Renewals, name: Errand, subject: Subject, now: f
     elif isinstance(subject, Asked):
         asking.time_out(books, subject, now)
     elif isinstance(subject, WaitingReservation):
-        kv.give_up(books, subject)
+        kv.give_up(books, subject, now)
     else:
-        kv.expire(books, subject)
+        kv.expire(books, device, now)
     return device
 
 
@@ -44,6 +44,8 @@ def _lease(books: Books, renewals: Renewals, name: Errand, lease: Lease, now: fl
             books.later(device.fence_ends(lease), "unfence", lease)
     elif name == "kv":
         kv.go_on(books, lease, now)
+    elif name == "shard":
+        shards.watch(books, lease, now)
     elif name == "overuse":
         overuse.go_on(books, lease, now)
     elif name == "alarm":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arbiter_sidecar import errors
 from arbiter_sidecar.arbiter import publishing
@@ -39,7 +39,7 @@ def device(books: Books, device_id: str, now: float) -> Explanation:
     found = next((each for each in books.devices.values() if each.device_id == device_id), None)
     if found is None:
         raise errors.DeviceNotFound(device_id=device_id)
-    solution = publishing.solve(books, found, _newcomers(books, found), now)
+    solution = publishing.solve(books, found, found.candidate, now)
     summary = (
         f"{found.granted_bytes} of {found.facts.capacity_bytes} bytes are granted to {len(found.live)} leases, "
         f"{max(0, found.available_bytes)} are free"
@@ -61,9 +61,9 @@ def lease(books: Books, lease_id: str, now: float) -> Explanation:
         return Explanation(f"the lease has ended: {grave.end_reason.name}; its bytes are gone", "ended", ())
     if not found.alive:
         return _ended(books, found, now)
-    if found.reclaim is not None:
-        return _reclaimed(books, found, found.reclaim, now)
-    return _quality(books, found, now)
+    order = found.reclaim
+    said = _quality(books, found, now) if order is None else _reclaimed(books, found, order, now)
+    return replace(said, findings=(*said.findings, *_shard_findings(found)))
 
 
 def request(books: Books, request_id: str, now: float) -> Explanation:
@@ -87,8 +87,22 @@ def request(books: Books, request_id: str, now: float) -> Explanation:
     )
 
 
-def _newcomers(books: Books, found: DeviceBook) -> list[quality.Elastic]:
-    return [books.shape(found.candidate)] if found.candidate is not None else []
+def _shard_findings(found: Lease) -> list[tuple[str, str]]:
+    """What a shard of a split model serves, and why; nothing for other leases."""
+    record = found.shard
+    if record is None:
+        return [("shard", "another lease serves it by now")] if found.request.shard is not None else []
+    group = record.group
+    return [
+        ("group", group.name),
+        ("shard", record.name),
+        ("shard_state", record.health.state.name),
+        ("layers", f"{record.begin} to {record.end - 1} of {group.layers}" if record.assigned else "none"),
+        ("layers_by", record.plan_id or "what it entered with"),
+        ("layers_confirmed", "no" if record.pending else "yes"),
+        ("layer_us", "never measured" if record.cost_us is None else f"{record.cost_us:.3f}"),
+        ("suggested", "nothing" if group.suggestion is None else group.suggestion.plan_id),
+    ]
 
 
 def _device_findings(books: Books, found: DeviceBook, solution: Solution, now: float) -> list[tuple[str, str]]:
@@ -118,7 +132,7 @@ def _device_findings(books: Books, found: DeviceBook, solution: Solution, now: f
 
 def _quality(books: Books, found: Lease, now: float) -> Explanation:
     book = books.device_of(found)
-    solution = publishing.solve(books, book, _newcomers(books, book), now)
+    solution = publishing.solve(books, book, book.candidate, now)
     place = book.staying.index(found)
     shape = found.elastic
     exact = solution.targets[place]
@@ -223,6 +237,6 @@ def _waiting(books: Books, waiter: Waiter, position: int, now: float) -> Explana
     ]
     if waiter.device_id is not None:
         book = books.devices[waiter.device_id]
-        solution = publishing.solve(books, book, [books.shape(asked)], now)
+        solution = publishing.solve(books, book, asked, now)
         findings += _device_findings(books, book, solution, now)
     return Explanation(f"it waits: {waiter.reason or 'earlier requests come first'}", "ranked_line", tuple(findings))

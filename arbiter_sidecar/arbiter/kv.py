@@ -13,24 +13,24 @@ from arbiter_sidecar.ledger.kv import KvBook, KvOrder, KvState, Reservation, Wai
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.policy import kv_budget
 from arbiter_sidecar.requests import KvUsage, ReservationRequest
-from arbiter_sidecar.types import DirectiveReason, EventKind, ReclaimLevel, Ticket
+from arbiter_sidecar.types import DirectiveReason, DonationOutcome, EventKind, ReclaimLevel, Ticket
 
 
 def hear(books: Books, lease: Lease, usage: KvUsage) -> bool:
-    """Takes in what an engine reports; True when budgets may have to change."""
+    """Takes in what an engine reports; True when budgets may have to change, or one that waits may fit now."""
     state = lease.kv
     if state is None:
         return False
     was_active = state.active
     state.usage = usage
-    return books.device_of(lease).kv.note(lease, was_active=was_active)
+    moved = books.device_of(lease).kv.note(lease, was_active=was_active)
+    return moved or state.wanted > 0
 
 
 def confirm(books: Books, lease: Lease, now: float) -> bool:
     """After a heartbeat: what an engine was told to free, and does not keep any more, is free; True when some is."""
-    state, book = lease.kv, books.device_of(lease).kv
-    if state is None:
-        return False
+    book = books.device_of(lease).kv
+    state = book.of(lease)
     kept = max(state.budget, state.resident)
     freed = lease.applied_revision >= state.lowered_at and kept < state.charged
     if freed:
@@ -43,15 +43,21 @@ def confirm(books: Books, lease: Lease, now: float) -> bool:
 def watch(books: Books, lease: Lease, state: KvState, now: float) -> bool:
     """Notes whether an engine keeps more than its budget; True when an order to free has been met."""
     if state.excess == 0:
-        state.over_since = None
-        if state.order is not None:
-            state.order = None
-            books.announce(lease, DirectiveReason.KV_BUDGET)
-            return True
-    elif state.over_since is None:
+        return _relieve(books, lease, state)
+    if state.over_since is None:
         state.over_since = now
         books.later(now + books.config.kv.drain_s, "kv", lease)
     return False
+
+
+def _relieve(books: Books, lease: Lease, state: KvState) -> bool:
+    """An engine keeps no more than its budget; True when it had been ordered to free something."""
+    state.over_since = None
+    if state.order is None:
+        return False
+    state.order = None
+    books.announce(lease, DirectiveReason.KV_BUDGET)
+    return True
 
 
 def publish(books: Books, device: DeviceBook, now: float) -> None:
@@ -64,73 +70,61 @@ def publish(books: Books, device: DeviceBook, now: float) -> None:
 
 
 def _share(books: Books, book: KvBook, now: float) -> None:
-    engines = list(book.engines.values())
-    targets = dict(zip(engines, _targets(books, book, engines), strict=True))
-    for lease, target in targets.items():
-        state = book.of(lease)
-        state.demand = state.present_demand
-        if target < state.budget:
-            _tell(books, lease, state, target)
-            state.lowered_at = lease.revision
-            watch(books, lease, state, now)
-    _raise(books, book, {lease: target for lease, target in targets.items() if target > book.of(lease).budget})
-
-
-def _targets(books: Books, book: KvBook, engines: list[Lease]) -> list[int]:
-    """What each engine should be told: its share, less what it lends, more what it has borrowed."""
     shares = kv_budget.allocate(
-        [
-            kv_budget.Engine(
-                lease_id=lease.lease_id,
-                weight=state.share.share_weight,
-                floor=state.share.min_tokens,
-                cap=state.share.max_tokens,
-                demand=state.present_demand,
-                active=state.active,
-                healthy=not lease.suspect,
-            )
-            for lease, state in ((lease, book.of(lease)) for lease in engines)
-        ],
-        book.total,
-        engine_cap_permille=books.config.kv.engine_cap_permille,
-        block_tokens=book.unit,
+        book.inputs(), book.total, engine_cap_permille=books.config.kv.engine_cap_permille, block_tokens=book.unit
     )
-    targets = dict(zip(engines, shares, strict=True))
-    _move_loans(book, targets)
-    return [targets[lease] for lease in engines]
+    if book.loans:
+        targets = dict(zip(book.engines.values(), shares, strict=True))
+        _move_loans(book, targets)
+        shares = list(targets.values())
+    rising: dict[Lease, int] = {}
+    falling: list[tuple[Lease, int]] = []
+    for lease, target in zip(book.engines.values(), shares, strict=True):
+        budget = book.of(lease).budget
+        if target > budget:
+            rising[lease] = target
+        elif target < budget:
+            falling.append((lease, target))
+    for lease, target in falling:
+        state = book.of(lease)
+        _tell(books, lease, state, target)
+        state.lowered_at = lease.revision
+        watch(books, lease, state, now)
+    if rising:
+        _raise(books, book, rising)
 
 
 def _move_loans(book: KvBook, targets: dict[Lease, int]) -> None:
-    """Moves what is lent from donor to borrower; a loan whose borrower needs nothing any more is over.
+    """What each engine should be told: its share, less what it lends, more what it has borrowed.
 
-    A donor whose own share has become smaller lends no more than leaves it at its floor.
+    A loan whose borrower needs nothing any more is over. A donor whose own share has become smaller lends no more than
+    leaves it at its floor.
     """
     for loan in list(book.loans):
         donor, borrower = loan.donor, loan.borrower
         floor = min(book.of(donor).share.min_tokens, targets[donor])
         asks = book.plan is not None and book.plan.requester is borrower
-        if borrower.suspect or not (asks or book.of(borrower).active):
+        if not asks and (borrower.suspect or not book.of(borrower).active):
             book.loans.remove(loan)
             continue
         taken = min(loan.taken, targets[donor] - floor)
         targets[donor] -= taken
-        targets[borrower] += min(loan.given, taken)
+        if not borrower.suspect:
+            targets[borrower] += min(loan.given, taken)
+    for donation in book.plan.donations.values() if book.plan is not None else ():
+        if donation.outcome is DonationOutcome.OPEN and donation.lease.alive:
+            targets[donation.lease] = min(targets[donation.lease], donation.limit)
 
 
 def _raise(books: Books, book: KvBook, rising: dict[Lease, int]) -> None:
-    """Raises budgets; when not enough tokens are free for all, each has its part of those by weight."""
+    """Raises budgets; when not enough tokens are free for all, borrowers have what was lent to them first."""
     more = {lease: max(0, target - book.of(lease).charged) for lease, target in rising.items()}
     free = book.total - book.charged
     if sum(more.values()) > free:
-        parts = kv_budget.allocate(
-            [
-                kv_budget.Engine(lease_id=lease.lease_id, weight=book.of(lease).share.share_weight, cap=cap)
-                for lease, cap in more.items()
-            ],
-            free,
-            block_tokens=book.unit,
-        )
-        more = dict(zip(more, parts, strict=True))
+        lent = _split(book, {lease: min(more[lease], book.borrowed(lease)) for lease in more}, free)
+        rest = {lease: more[lease] - amount for lease, amount in lent.items()}
+        others = _split(book, rest, free - sum(lent.values()))
+        more = {lease: lent[lease] + others[lease] for lease in more}
     for lease, target in rising.items():
         state = book.of(lease)
         budget = min(target, max(state.budget, state.charged) + more[lease])
@@ -139,8 +133,24 @@ def _raise(books: Books, book: KvBook, rising: dict[Lease, int]) -> None:
             _tell(books, lease, state, budget)
 
 
+def _split(book: KvBook, wanted: dict[Lease, int], free: int) -> dict[Lease, int]:
+    """What each gets of the free tokens: no more than it wants, by weight."""
+    parts = kv_budget.allocate(
+        [
+            kv_budget.Engine(lease_id=lease.lease_id, weight=book.of(lease).share.share_weight, cap=most)
+            for lease, most in wanted.items()
+        ],
+        free,
+        block_tokens=book.unit,
+    )
+    return dict(zip(wanted, parts, strict=True))
+
+
 def _tell(books: Books, lease: Lease, state: KvState, budget: int) -> None:
     before, state.budget = state.budget, budget
+    if state.excess == 0:
+        # What tells it more tells it as well that it need not free anything.
+        state.over_since = state.order = None
     books.announce(lease, DirectiveReason.KV_BUDGET)
     books.happened(
         EventKind.KV_BUDGET_CHANGED,
@@ -154,9 +164,16 @@ def _tell(books: Books, lease: Lease, state: KvState, budget: int) -> None:
 
 
 def go_on(books: Books, lease: Lease, now: float) -> None:
-    """An engine keeps more than its budget for a while: orders it to free, and presses it when it does not answer."""
+    """What is due about an engine: what it was refused counts no more, or it keeps more than its budget for long.
+
+    Such an engine is ordered to free, and pressed when it does not answer.
+    """
     state = lease.kv
-    if state is None or not lease.alive or state.over_since is None:
+    if state is None or not lease.alive:
+        return
+    if state.missed and state.missed_until <= now:
+        books.device_of(lease).kv.miss(lease, 0, now)
+    if state.over_since is None:
         return
     if state.order is None:
         due = state.over_since + books.config.kv.drain_s
@@ -191,6 +208,20 @@ def order(books: Books, lease: Lease, state: KvState, now: float, grace_s: float
     books.later(state.order.deadline, "kv", lease)
 
 
+def delay(books: Books, lease: Lease, seconds: float) -> None:
+    """Gives an engine that keeps more than its budget so much more time."""
+    state = lease.kv
+    if state is None or state.over_since is None:
+        return
+    state.over_since += seconds
+    if state.order is None:
+        books.later(state.over_since + books.config.kv.drain_s, "kv", lease)
+    else:
+        state.order.delay(seconds)
+        books.later(state.order.press_at, "kv", lease)
+        books.later(state.order.deadline, "kv", lease)
+
+
 def _press(books: Books, lease: Lease, asked: KvOrder) -> None:
     """Tells an engine that has not freed in time that it is pressing."""
     asked.level = ReclaimLevel.HARD
@@ -217,21 +248,30 @@ def reserve(books: Books, asked: ReservationRequest, ticket: Ticket, now: float)
     book, state = device.kv, lease.kv
     if state is None:
         raise errors.InvalidRequest([("lease_id", "the lease is no KV engine: it was asked for without kv")])
-    most = min(book.total, book.total if state.share.max_tokens is None else state.share.max_tokens)
-    if asked.tokens > most:
+    most = max(1, book.total * books.config.kv.engine_cap_permille // 1000)
+    if state.share.max_tokens is not None:
+        most = min(most, state.share.max_tokens)
+    # One that borrows may have more than its part for a while.
+    if asked.tokens > max(most, state.budget):
         raise errors.ExceedsCapacity(
             f"{asked.tokens} tokens are more than the engine can ever have, which is {most}",
             requested_tokens=asked.tokens,
             capacity_tokens=most,
         )
-    known = _open_reservation(book, lease, asked)
-    if known is not None:
+    known = _known(book, lease, asked)
+    if isinstance(known, Reservation):
+        known.ticket = None
         books.pending.append(effects.Reserved(ticket, known))
         return device
-    if len(book.reservations) + len(book.waiting) >= books.config.kv.max_reservations:
+    if book.taken_places >= books.config.kv.max_reservations:
         raise errors.QueueFull("too many KV reservations wait or are open already")
     waiting = WaitingReservation(
-        ticket=ticket, lease=lease, tokens=asked.tokens, request_id=asked.request_id, deadline=now + asked.wait_s
+        ticket=ticket,
+        lease=lease,
+        tokens=asked.tokens,
+        request_id=asked.request_id,
+        deadline=now + asked.wait_s,
+        again=known is not None,
     )
     # What it wants counts as work and as demand before budgets are looked at, so that it wakes an idle engine.
     book.wait(waiting)
@@ -240,20 +280,16 @@ def reserve(books: Books, asked: ReservationRequest, ticket: Ticket, now: float)
         if asked.wait_s > 0.0:
             books.later(waiting.deadline, "kv", waiting)
         else:
-            _refuse(books, book, waiting)
+            _refuse(books, book, waiting, now)
     return device
 
 
-def _open_reservation(book: KvBook, lease: Lease, asked: ReservationRequest) -> Reservation | None:
-    """An open reservation that this request repeats."""
-    if not asked.request_id:
-        return None
-    for known in book.reservations.values():
-        if known.lease is lease and known.request_id == asked.request_id:
-            if known.tokens != asked.tokens:
-                raise errors.IdempotencyMismatch(request_id=asked.request_id)
-            return known
-    return None
+def _known(book: KvBook, lease: Lease, asked: ReservationRequest) -> Reservation | WaitingReservation | None:
+    """The reservation, open or waiting, that this request repeats."""
+    known = book.named(lease, asked.request_id)
+    if known is not None and known.tokens != asked.tokens:
+        raise errors.IdempotencyMismatch(request_id=asked.request_id)
+    return known
 
 
 def _serve_waiting(books: Books, book: KvBook, now: float) -> None:
@@ -261,10 +297,15 @@ def _serve_waiting(books: Books, book: KvBook, now: float) -> None:
     blocked: set[Lease] = set()
     for waiting in book.waiting:
         state = book.of(waiting.lease)
+        known = book.named(waiting.lease, waiting.request_id)
+        if isinstance(known, Reservation):
+            book.leave(waiting.ticket)
+            known.ticket = None
+            books.pending.append(effects.Reserved(waiting.ticket, known))
+            continue
         if waiting.lease in blocked or state.resident + waiting.tokens > state.budget:
             blocked.add(waiting.lease)
             continue
-        book.leave(waiting.ticket)
         reservation = Reservation(
             reservation_id=books.names.lease_id(),
             ticket=waiting.ticket,
@@ -273,15 +314,27 @@ def _serve_waiting(books: Books, book: KvBook, now: float) -> None:
             request_id=waiting.request_id,
             expires_at=now + books.config.kv.reservation_s,
         )
-        book.reserve(reservation)
-        books.later(reservation.expires_at, "kv", reservation)
+        book.fulfil(waiting, reservation)
+        _watch_oldest(books, book)
         books.pending.append(effects.Reserved(waiting.ticket, reservation))
 
 
-def _refuse(books: Books, book: KvBook, waiting: WaitingReservation) -> None:
+def _watch_oldest(books: Books, book: KvBook) -> None:
+    """Puts the end of the oldest open reservation on the agenda, where one for each would only wait to do nothing."""
+    oldest = next(iter(book.reservations.values()), None)
+    if oldest is not None and not book.watched:
+        book.watched = True
+        books.later(oldest.expires_at, "kv", oldest)
+
+
+def _refuse(books: Books, book: KvBook, waiting: WaitingReservation, now: float) -> None:
+    """Refuses one that has waited long enough; room is made for a while all the same, so that a second try succeeds."""
     state = book.of(waiting.lease)
     free = max(0, state.budget - state.resident)
     book.leave(waiting.ticket)
+    until = now + books.config.kv.drain_s
+    book.miss(waiting.lease, max(state.missed, waiting.tokens), until)
+    books.later(until, "kv", waiting.lease)
     error = errors.InsufficientTokens(
         f"{waiting.tokens} tokens are wanted, {free} of the budget of {state.budget} are free; wait, or try again soon",
         requested_tokens=waiting.tokens,
@@ -290,11 +343,11 @@ def _refuse(books: Books, book: KvBook, waiting: WaitingReservation) -> None:
     books.pending.append(effects.ReservationRefused(waiting.ticket, error))
 
 
-def give_up(books: Books, waiting: WaitingReservation) -> None:
+def give_up(books: Books, waiting: WaitingReservation, now: float) -> None:
     """A reservation has waited long enough."""
     book = books.device_of(waiting.lease).kv
     if waiting in book.waiting:
-        _refuse(books, book, waiting)
+        _refuse(books, book, waiting, now)
 
 
 def complete(books: Books, reservation_id: str) -> DeviceBook | None:
@@ -313,23 +366,31 @@ def complete(books: Books, reservation_id: str) -> DeviceBook | None:
     return None
 
 
-def expire(books: Books, reservation: Reservation) -> None:
-    """An abandoned reservation returns by itself."""
-    book = books.device_of(reservation.lease).kv
-    if reservation.reservation_id in book.reservations:
-        _close(books, book, reservation)
-        books.happened(EventKind.KV_RESERVATION_EXPIRED, reservation.lease, tokens=reservation.tokens)
+def expire(books: Books, device: DeviceBook, now: float) -> None:
+    """Abandoned reservations return by themselves."""
+    book = device.kv
+    book.watched = False
+    while book.reservations:
+        oldest = next(iter(book.reservations.values()))
+        if oldest.expires_at > now:
+            break
+        _close(books, book, oldest)
+        books.happened(EventKind.KV_RESERVATION_EXPIRED, oldest.lease, tokens=oldest.tokens)
+    _watch_oldest(books, book)
 
 
 def _close(books: Books, book: KvBook, reservation: Reservation) -> None:
     book.complete(reservation)
+    state = book.of(reservation.lease)
+    if state.excess == 0:
+        _relieve(books, reservation.lease, state)
     books.kv_completed[reservation.reservation_id] = None
     if len(books.kv_completed) > books.config.kv.max_reservations:
         books.kv_completed.popitem(last=False)
 
 
 def withdraw(books: Books, ticket: Ticket) -> DeviceBook | None:
-    """The caller of a reservation has gone: what waits is taken out, what was granted to nobody returns."""
+    """The caller of a reservation has gone: what waits is taken out, what was granted to nobody else returns."""
     for device in books.devices.values():
         if device.kv.leave(ticket) is not None:
             return device

@@ -134,8 +134,11 @@ def _ask(books: Books, device: DeviceBook, plan: KvPlan, chosen: preemption.Plan
         lease = engines[each.lease_id]
         loan = Loan(donor=lease, borrower=plan.requester, taken=each.amount)
         book.loans.append(loan)
-        plan.donations[each.lease_id] = KvDonation(loan=loan, planned=each.amount, deadline=deadline)
-        book.of(lease).donated_at.append(now)
+        state = book.of(lease)
+        plan.donations[each.lease_id] = KvDonation(
+            loan=loan, planned=each.amount, limit=state.budget - each.amount, deadline=deadline
+        )
+        state.donated_at.append(now)
     book.dirty = True
     kv.publish(books, device, now)
     for each in chosen.donations:
@@ -166,13 +169,13 @@ def follow(books: Books, device: DeviceBook, now: float) -> None:
 
 
 def _observe(books: Books, device: DeviceBook, donation: KvDonation) -> None:
-    """What a donor is charged above its budget it has not freed yet."""
+    """What a donor is charged above what was left to it, it has not freed yet."""
     lease, loan, book = donation.lease, donation.loan, device.kv
     if not lease.alive:
         donation.outcome = DonationOutcome.PARTIAL
         return
     state = book.of(lease)
-    freed = max(loan.given, loan.taken - (state.charged - state.budget))
+    freed = min(donation.planned, max(loan.given, donation.planned - (state.charged - donation.limit)))
     if freed > loan.given:
         loan.given = freed
         book.dirty = True
@@ -222,7 +225,8 @@ def close(
     """Ends a plan with what there is. Too little, where that is not welcome, goes back to the donors."""
     book, confirmed = device.kv, plan.confirmed
     enough = withdrawn is None and (confirmed >= plan.need or (plan.partial and confirmed > 0))
-    book.plan = None
+    # The plan may have been all that held the loans of a requester without work.
+    book.plan, book.dirty = None, True
     for donation in plan.donations.values():
         if donation.outcome is DonationOutcome.OPEN:
             donation.outcome = DonationOutcome.CANCELLED
@@ -249,8 +253,10 @@ def close(
 
 
 def delay(books: Books, seconds: float) -> None:
-    """Gives every open plan so much more time, because the arbiter itself had been away."""
+    """Gives plans, and those who have to free tokens, so much more time, because the arbiter itself had been away."""
     for device in books.devices.values():
+        for lease in device.kv.engines.values():
+            kv.delay(books, lease, seconds)
         plan = device.kv.plan
         if plan is not None:
             plan.delay(seconds)

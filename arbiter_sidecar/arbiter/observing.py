@@ -51,7 +51,7 @@ def _decision(best: admission.Prospect) -> str:
 
 def advise(books: Books, device: DeviceBook, now: float) -> None:
     """Says what the leases of a device would be told, and who would be asked to go; only where that has changed."""
-    solution = publishing.solve(books, device, [], now, leniently=True)
+    solution = publishing.solve(books, device, None, now, leniently=True)
     for lease, exact in zip(device.staying, solution.targets, strict=True):
         target = publication.quantise(exact, minimum=lease.elastic.min_quality, maximum=lease.elastic.max_quality)
         target = min(target, lease.highest_quality)

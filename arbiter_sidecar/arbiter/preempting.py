@@ -243,8 +243,9 @@ def _needless(books: Books, device: DeviceBook, plan: Plan, now: float) -> bool:
     """Whether those who were asked to go, and are still there, may stay: room came from elsewhere."""
     if not plan.whole or not any(donation.lease.leaving for donation in plan.donations.values()):
         return False
-    newcomer = books.shape(plan.waiter.request) if plan.waiter is not None else None
-    return device.excess_bytes(newcomer, now) == 0
+    request = plan.waiter.request if plan.waiter is not None else None
+    newcomer = books.shape(request) if request is not None else None
+    return device.excess_bytes(newcomer, now, device.own(request)) == 0
 
 
 def _settled(device: DeviceBook, plan: Plan, now: float) -> bool:
@@ -404,7 +405,7 @@ def for_waiter(books: Books, device: DeviceBook, waiter: Waiter, short_bytes: in
     """
     if device.plan is not None:
         return device.plan.waiter is waiter
-    missing = short_bytes - device.returning_bytes(now)
+    missing = short_bytes - device.returning_bytes(now, device.own(waiter.request))
     if not waiter.request.may_preempt or waiter.request.wait_s <= 0.0 or missing <= 0:
         return False
     wish = Wish(

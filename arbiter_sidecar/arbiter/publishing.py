@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.policy import publication, quality
 from arbiter_sidecar.policy.publication import Published
-from arbiter_sidecar.policy.quality import Elastic, Solution
+from arbiter_sidecar.policy.quality import Solution
+from arbiter_sidecar.requests import AllocationRequest
 from arbiter_sidecar.types import DirectiveReason, EventKind
 
 
 def solve(
-    books: Books, device: DeviceBook, newcomers: Sequence[Elastic], now: float, *, leniently: bool = False
+    books: Books, device: DeviceBook, newcomer: AllocationRequest | None, now: float, *, leniently: bool = False
 ) -> Solution:
-    """Everybody's target on a device, the newcomers' last.
+    """Everybody's target on a device, the newcomer's last; what that holds already is nobody else's.
 
     Each promise is rounded up to a whole byte. ``leniently`` leaves room for that: else a lease could be told a
     hundredth less for what rounding had added when somebody else has just gone.
     """
-    shapes = [*(lease.elastic for lease in device.staying), *newcomers]
+    shapes = [lease.elastic for lease in device.staying]
+    if newcomer is not None:
+        shapes.append(books.shape(newcomer))
     room = len(shapes) + len(device.ended) if leniently else 0
     return quality.solve(
         shapes,
         capacity_bytes=device.facts.capacity_bytes,
         target_bytes=quality.target_bytes(device.facts.capacity_bytes, books.config.soft_target) + room,
-        foreign_bytes=device.elsewhere_bytes(now),
+        foreign_bytes=device.elsewhere_bytes(now, device.own(newcomer)),
     )
 
 
-def at_ease(books: Books, device: DeviceBook, newcomer: Elastic | None, now: float) -> bool:
+def at_ease(books: Books, device: DeviceBook, newcomer: AllocationRequest | None, now: float) -> bool:
     """Whether everybody can have their best, which needs no solving."""
-    more = newcomer.bytes_at(newcomer.max_quality) if newcomer is not None else 0
+    more = 0
+    if newcomer is not None:
+        shape = books.shape(newcomer)
+        more = shape.bytes_at(shape.max_quality)
     target = quality.target_bytes(device.facts.capacity_bytes, books.config.soft_target)
-    return device.elsewhere_bytes(now) + device.demand_bytes + more <= target
+    return device.elsewhere_bytes(now, device.own(newcomer)) + device.demand_bytes + more <= target
 
 
 def publish(books: Books, device: DeviceBook, now: float) -> int:
@@ -47,11 +51,10 @@ def publish(books: Books, device: DeviceBook, now: float) -> int:
     Returns:
         Bytes that are missing even with everybody who is there at the minimum; 0 where they fit.
     """
-    newcomer = books.shape(device.candidate) if device.candidate is not None else None
     device.next_step, device.starved = None, False
-    if device.below_best == 0 and at_ease(books, device, newcomer, now):
+    if device.below_best == 0 and at_ease(books, device, device.candidate, now):
         return 0
-    solution = solve(books, device, [newcomer] if newcomer is not None else [], now, leniently=True)
+    solution = solve(books, device, device.candidate, now, leniently=True)
     rising = []
     for lease, exact in zip(device.staying, solution.targets, strict=False):
         target = publication.quantise(exact, minimum=lease.elastic.min_quality, maximum=lease.elastic.max_quality)

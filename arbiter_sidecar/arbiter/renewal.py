@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from arbiter_sidecar.arbiter import kv
+from arbiter_sidecar.arbiter import kv, shards
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.ledger.leases import Grave, Lease
 from arbiter_sidecar.ledger.plans import Donation
@@ -110,6 +110,8 @@ class Renewals:
             outcome.touched[lease.device_id] = None
             return False
         lease.last_beat = now
+        if lease.shard is not None:
+            self._books.shards.observe(lease, answered=True)
         if lease.suspect:
             lease.suspect = False
             if lease.kv is not None:
@@ -150,6 +152,9 @@ class Renewals:
             lease.reported_bytes = report.used_memory_bytes
         if report.kv is not None and kv.hear(self._books, lease, report.kv):
             outcome.touched[lease.device_id] = None
+        if lease.shard is not None:
+            # Before the directive: what is reported beside a confirmation was measured before it.
+            lease.shard.hear(report.shard_latencies_us, now)
         if report.busy_for_s > 0.0 and lease.request.processes:
             # The life of its processes stands for heartbeats meanwhile; without any to see, silence means nothing good.
             lease.quiet_until = max(lease.quiet_until, now + report.busy_for_s)
@@ -158,6 +163,7 @@ class Renewals:
         self._apply_directive(lease, report, now, outcome)
         if lease.kv is not None and kv.confirm(self._books, lease, now):
             outcome.touched[lease.device_id] = None
+        shards.confirm(self._books, lease)
 
     def _apply_directive(self, lease: Lease, report: Report, now: float, outcome: BeatOutcome) -> None:
         """What the holder made of the newest directive it names."""

@@ -27,7 +27,8 @@ from arbiter_sidecar.arbiter import (
 from arbiter_sidecar.cli import logs
 from arbiter_sidecar.config import Config
 from arbiter_sidecar.ledger.devices import DeviceRules
-from arbiter_sidecar.policy import preemption
+from arbiter_sidecar.metrics import Endpoint, Reader
+from arbiter_sidecar.policy import balance, preemption
 from arbiter_sidecar.ports import DeviceProbe
 from arbiter_sidecar.rpc.convert import LeaseTimes
 from arbiter_sidecar.rpc.server import Limits, ListenError, Server
@@ -99,6 +100,13 @@ def _core(config: Config, epoch: int, now: float) -> Arbiter:
             drain_s=config.kv_drain_s,
             reservation_s=config.kv_reservation_s,
         ),
+        balance=balance.Settings(
+            objective=config.balance_objective,
+            imbalance_threshold=config.balance_threshold,
+            min_speedup=config.balance_min_speedup,
+            min_samples=config.balance_min_samples,
+            interval_s=config.balance_interval_s,
+        ),
         overuse=OveruseConfig(
             slack_bytes=config.overuse_slack_bytes,
             patience_s=config.overuse_patience_s,
@@ -151,6 +159,7 @@ async def _serve(config: Config, epoch: int) -> int:
     times = LeaseTimes(ttl_default_s=config.ttl_default_s, ttl_min_s=config.ttl_min_s, ttl_max_s=config.ttl_max_s)
     limits = Limits(sessions=config.max_sessions, streams=config.max_streams)
     server = Server(runtime, times=times, limits=limits, notes=found.notes)
+    metrics = Endpoint(Reader(runtime, server))
     enforcer = Enforcer(
         runtime, EnforcerTimes(patience_s=config.enforcer_patience_s, kill_grace_s=config.enforcer_kill_grace_s)
     )
@@ -162,6 +171,7 @@ async def _serve(config: Config, epoch: int) -> int:
     try:
         await server.listen_unix(config.socket)
         port = await server.listen_tcp(config.listen) if config.listen else 0
+        scraped = await metrics.listen(config.metrics_listen) if config.metrics_listen else ""
         await server.ready()
         gc.collect()
         gc.freeze()
@@ -173,6 +183,7 @@ async def _serve(config: Config, epoch: int) -> int:
             epoch=epoch,
             socket=str(config.socket),
             listen=f"{config.listen.rpartition(':')[0]}:{port}" if port else "",
+            metrics=scraped,
             devices=[probe.facts.device_id for probe in found.probes],
         )
         await _first(stopping, runtime.failed)
@@ -180,6 +191,7 @@ async def _serve(config: Config, epoch: int) -> int:
             await _drain(server, runtime, hurrying, config)
     finally:
         enforcer.close()
+        await metrics.close()
         await server.stop(STOP_GRACE_S if not hurrying.is_set() else 0.0)
         await runtime.stop()
         await _close(thread, found.probes)

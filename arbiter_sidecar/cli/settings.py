@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arbiter_sidecar import config
+from arbiter_sidecar import config, config_values
 from arbiter_sidecar.config import ConfigError, Loaded
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _shown(loaded: Loaded, name: str) -> str:
 
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):
-        names = {workload: name for name, workload in config.TYPE_NAMES.items()}
+        names = {workload: name for name, workload in config_values.TYPE_NAMES.items()}
         return {names[key]: share for key, share in value.items()}
     if isinstance(value, tuple):
         return dict(value)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from arbiter_sidecar.ledger.kv import KvBook, derived_tokens
 from arbiter_sidecar.ledger.leases import Lease
+from arbiter_sidecar.ledger.own_memory import NOTHING, Own
 from arbiter_sidecar.ledger.plans import Donation, Plan
 from arbiter_sidecar.policy import attribution, capacity
 from arbiter_sidecar.policy.publication import Published
@@ -24,6 +25,7 @@ from arbiter_sidecar.types import (
     DeviceId,
     DeviceSample,
     EndReason,
+    Guest,
     PressureLevel,
     Process,
 )
@@ -63,6 +65,7 @@ class DeviceBook:
         residue_bytes: Σ bytes still held for ended leases.
         demand_bytes: Σ bytes of living leases at their best quality.
         ceiling_bytes: Capacity less foreign use, smoothed.
+        guests: What processes that ask for a lease, and have none here, were measured to hold.
         next_step: When the next publication is due; ``None`` when none is.
         awaited: Somebody waits for its memory; whoever comes later waits behind.
         candidate: The waiting request for which lower targets are published.
@@ -93,6 +96,8 @@ class DeviceBook:
         self.foreign_estimated = facts.attribution is Attribution.DEVICE_ONLY
         self.used_bytes: int | None = None
         self.machine_available_bytes: int | None = None
+        self.guests: dict[Process, Guest] = {}
+        self._read: frozenset[Process] = frozenset()
         self.sampled_at: float | None = None
         self.trusted_from = -math.inf
         self.failure = ""
@@ -174,13 +179,55 @@ class DeviceBook:
             return None
         return starter
 
-    def fits(self, more_bytes: int, now: float, *, kept_bytes: int = 0) -> bool:
-        """Whether so many bytes more can be promised now; ``kept_bytes`` are those kept for just this promise."""
-        if self.frozen(now) or more_bytes > self.available_bytes + kept_bytes:
+    def fits(self, more_bytes: int, now: float, *, kept_bytes: int = 0, own: Own = NOTHING) -> bool:
+        """Whether so many bytes more can be promised now.
+
+        Args:
+            more_bytes: What would be promised.
+            now: Monotonic seconds.
+            kept_bytes: What of the bytes that are kept for a preemption is kept for just this promise.
+            own: What is there already of whom it would be promised to; those bytes are not needed again.
+        """
+        room = self.available_bytes - self._beyond_bytes + kept_bytes
+        if self.frozen(now) or more_bytes - min(more_bytes, own.charged_bytes) > room:
             return False
         if self.machine_available_bytes is None:
             return True
-        return more_bytes + self._promised_unused() <= self.machine_available_bytes
+        return max(0, more_bytes - own.seen_bytes) + self._promised_unused() <= self.machine_available_bytes
+
+    @property
+    def _beyond_bytes(self) -> int:
+        """Foreign use beyond the capacity, of which the ceiling, never negative, knows nothing."""
+        return max(0, self.foreign_bytes - self.facts.capacity_bytes)
+
+    def _ceiling_without(self, foreign_bytes: int) -> int:
+        """The ceiling if so much of the foreign use were a lease's."""
+        return max(0, self.ceiling_bytes - self._beyond_bytes + foreign_bytes)
+
+    def knows(self, request: AllocationRequest) -> bool:
+        """Whether the last sample told what every process of a request holds, as far as this device ever tells."""
+        return not self.attributes or self._read.issuperset(request.processes)
+
+    def own(self, request: AllocationRequest | None) -> Own:
+        """What the processes of a request hold here already; nothing unless all of them could be read.
+
+        Bytes of the donors of a preemption are not among it: they are on their way to somebody else.
+        """
+        if request is None or not request.processes or not self.attributes or not self.knows(request):
+            return NOTHING
+        named = frozenset(request.processes)
+        promised = self.plan.donations if self.plan is not None else {}
+        former = tuple(
+            lease
+            for lease in self.ended.values()
+            if lease.lease_id not in promised and self.traceable(lease) and named.issuperset(lease.request.processes)
+        )
+        found = [self.guests[process] for process in named if process in self.guests]
+        held = sum(guest.held_bytes for guest in found)
+        if not held and not former:
+            return NOTHING
+        foreign = min(self.foreign_bytes, sum(guest.foreign_bytes for guest in found))
+        return Own(guest_bytes=held, foreign_bytes=foreign, leases=former)
 
     def _promised_unused(self) -> int:
         """Bytes that living leases may still take from the machine."""
@@ -207,8 +254,17 @@ class DeviceBook:
         if limit_bytes > lease.charged_bytes:
             self.charge(lease, limit_bytes)
 
-    def open(self, lease: Lease) -> None:
-        """Enters a newly granted lease with its charge."""
+    def open(self, lease: Lease, own: Own = NOTHING) -> None:
+        """Enters a newly granted lease with its charge, and with what its processes hold already.
+
+        That is its own from here on: no foreign use any more. Whoever calls buries the ended leases it was held for.
+        """
+        for process in lease.request.processes:
+            self.guests.pop(process, None)
+        if own is not NOTHING:
+            self.ceiling_bytes = self._ceiling_without(own.foreign_bytes)
+            self.foreign_bytes -= own.foreign_bytes
+            lease.measured_bytes = own.present_bytes
         self.live[lease.fence] = lease
         if lease.kv is not None:
             self.kv.open(lease)
@@ -302,6 +358,7 @@ class DeviceBook:
         self.sampled_at = None
         self.used_bytes = self.machine_available_bytes = None
         self.foreign_bytes, self.ceiling_bytes = 0, self.facts.capacity_bytes
+        self.guests, self._read = {}, frozenset()
 
     def distrust(self, now: float) -> None:
         """What was measured until now counts for nothing: nothing is granted before it was measured anew."""
@@ -325,9 +382,31 @@ class DeviceBook:
         self.failure = sample.detail
         self.used_bytes = sample.used_bytes
         self.machine_available_bytes = sample.machine_available_bytes
-        gone = self._attribute(sample.held_bytes, taken_at) if self.attributes else []
-        self._see_foreign(sample)
+        if not self.attributes:
+            self._see_foreign(sample)
+            return []
+        unread = [lease for lease in (*self.live.values(), *self.ended.values()) if lease.measured_bytes is None]
+        gone = self._attribute(sample.held_bytes, taken_at)
+        leased = self._see_guests(sample)
+        # As far as foreign use falls by what new leases turn out to hold, no stranger has let go, perhaps for a moment.
+        claimed = sum(lease.measured_bytes or 0 for lease in unread)
+        self._see_foreign(sample, leased_bytes=leased, claimed_bytes=claimed)
         return gone
+
+    def _see_guests(self, sample: DeviceSample) -> int:
+        """Takes over who holds what without a lease.
+
+        Returns:
+            Foreign bytes of those who got a lease while that was being measured.
+        """
+        readable = {process for process, held in sample.held_bytes.items() if held is not None}
+        self._read = frozenset(readable.union(sample.guests))
+        leased = frozenset(self.processes())
+        # What is part of a foreign use that is not known is nobody's own.
+        known = sample.foreign_bytes is not None or sample.used_bytes is not None
+        found = sample.guests if known else {}
+        self.guests = {process: guest for process, guest in found.items() if process not in leased}
+        return sum(guest.foreign_bytes for process, guest in sample.guests.items() if process in leased)
 
     def _attribute(self, held_bytes: Mapping[Process, int | None], taken_at: float) -> list[Lease]:
         leases = [*self.live.values(), *self.ended.values()]
@@ -367,52 +446,63 @@ class DeviceBook:
         lease.zero_samples += 1
         return lease.zero_samples >= self.rules.zero_samples and taken_at - lease.zero_since >= self.rules.zero_span_s
 
-    def _see_foreign(self, sample: DeviceSample) -> None:
-        if sample.foreign_bytes is None and sample.used_bytes is None:
+    def _see_foreign(self, sample: DeviceSample, *, leased_bytes: int = 0, claimed_bytes: int = 0) -> None:
+        before = self.foreign_bytes
+        if sample.foreign_bytes is not None:
+            self.foreign_bytes = max(0, sample.foreign_bytes - leased_bytes)
+        elif sample.used_bytes is not None:
+            self.foreign_bytes = self._unexplained(sample.used_bytes)
+        else:
             # Not knowing lets nobody grow.
             return
         self.foreign_estimated = sample.foreign_bytes is None
-        if sample.foreign_bytes is not None:
-            self.foreign_bytes = sample.foreign_bytes
-        elif sample.used_bytes is not None:
-            self.foreign_bytes = self._unexplained(sample.used_bytes)
         measured = max(0, self.facts.capacity_bytes - self.foreign_bytes)
-        self.ceiling_bytes = capacity.smooth_ceiling(self.ceiling_bytes, measured)
+        claimed = min(claimed_bytes, max(0, before - self.foreign_bytes))
+        self.ceiling_bytes = capacity.smooth_ceiling(min(measured, self.ceiling_bytes + claimed), measured)
 
     def _unexplained(self, used_bytes: int) -> int:
         """Use beyond what the leases hold; one that is not measured is taken to hold all that it is charged."""
         leases = (*self.live.values(), *self.ended.values())
         return max(0, used_bytes - sum(lease.present_bytes for lease in leases))
 
-    def elsewhere_bytes(self, now: float) -> int:
-        """What the solver must leave alone: foreign use and what ended leases still hold.
+    def elsewhere_bytes(self, now: float, own: Own = NOTHING) -> int:
+        """What the solver must leave alone: foreign use and what ended leases still hold, but for a newcomer's own.
 
         Within the grace an ended lease counts with no more than it had been told to use, so that its end alone never
         makes anybody smaller.
         """
-        held = sum(self._held(lease, now) for lease in self.ended.values())
-        return self.facts.capacity_bytes - self.ceiling_bytes + held
+        held = sum(self._held(lease, now) for lease in self.ended.values() if lease not in own.leases)
+        ceiling = self.ceiling_bytes if own is NOTHING else self._ceiling_without(own.foreign_bytes)
+        return self.facts.capacity_bytes - ceiling + held
 
     def _held(self, lease: Lease, now: float) -> int:
         if now - lease.ended_at >= self.rules.drain_grace_s:
             return lease.residue_bytes
         return min(lease.residue_bytes, lease.planned_at_end)
 
-    def returning_bytes(self, now: float) -> int:
+    def returning_bytes(self, now: float, own: Own = NOTHING) -> int:
         """What of that comes back by itself: not the bytes of those who have kept them past the grace."""
-        return sum(self._held(lease, now) for lease in self.ended.values() if not lease.residue_alarmed)
+        return sum(
+            self._held(lease, now)
+            for lease in self.ended.values()
+            if not lease.residue_alarmed and lease not in own.leases
+        )
 
-    def excess_bytes(self, newcomer: Elastic | None, now: float) -> int:
-        """What is missing when everybody is at the minimum, with those who were asked to go; 0: they may stay."""
-        return self._missing([lease.elastic for lease in self.live.values()] + ([newcomer] if newcomer else []), now)
+    def excess_bytes(self, newcomer: Elastic | None, now: float, own: Own = NOTHING) -> int:
+        """What is missing when everybody is at the minimum, with those who were asked to go; 0: they may stay.
+
+        The ``newcomer``, if there is one, needs what it holds already as its ``own`` not again.
+        """
+        shapes = [lease.elastic for lease in self.live.values()] + ([newcomer] if newcomer else [])
+        return self._missing(shapes, now, own)
 
     def shortage_bytes(self, now: float) -> int:
         """What is missing when everybody who stays is at the minimum: the device itself is short."""
         return self._missing([lease.elastic for lease in self.staying], now)
 
-    def _missing(self, shapes: Iterable[Elastic], now: float) -> int:
+    def _missing(self, shapes: Iterable[Elastic], now: float, own: Own = NOTHING) -> int:
         floors = sum(shape.floor_bytes for shape in shapes)
-        return max(0, self.elsewhere_bytes(now) + floors - self.facts.capacity_bytes)
+        return max(0, self.elsewhere_bytes(now, own) + floors - self.facts.capacity_bytes)
 
     def processes(self) -> Iterable[Process]:
         """Every process whose memory matters here, each once, in order of the leases."""
@@ -447,3 +537,5 @@ class DeviceBook:
             assert lease.limit_bytes <= lease.charged_bytes, "nobody is told more than was reserved"
             assert lease.elastic.floor_bytes <= lease.limit_bytes <= lease.elastic.full_bytes
         assert 0 <= self.ceiling_bytes <= self.facts.capacity_bytes
+        named = {process for lease in (*live, *ended) for process in lease.request.processes}
+        assert named.isdisjoint(self.guests), "who has a lease here, or had one, is no guest"

@@ -7,7 +7,7 @@ only when the engine says that it has applied a lower one and keeps no more.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from arbiter_sidecar.policy import kv_budget
@@ -40,7 +40,7 @@ class Reservation:
 
     Attributes:
         reservation_id: Its name, unguessable.
-        ticket: Whoever waited for it.
+        ticket: Whoever waited for it; ``None`` when it was asked for again, so that no caller's end undoes it.
         lease: The engine.
         tokens: What was reserved, and is returned, whatever was used.
         request_id: What the engine calls it; empty for nothing.
@@ -53,7 +53,7 @@ class Reservation:
         self, *, reservation_id: str, ticket: Ticket, lease: Lease, tokens: int, request_id: str, expires_at: float
     ) -> None:
         self.reservation_id = reservation_id
-        self.ticket = ticket
+        self.ticket: Ticket | None = ticket
         self.lease = lease
         self.tokens = tokens
         self.request_id = request_id
@@ -74,21 +74,30 @@ class WaitingReservation:
         tokens: What it wants.
         request_id: What the engine calls it.
         deadline: When it gives up, monotonic seconds.
+        again: It repeats one that waits, and wants nothing besides.
     """
 
-    __slots__ = ("deadline", "lease", "request_id", "ticket", "tokens")
+    __slots__ = ("again", "deadline", "lease", "request_id", "ticket", "tokens")
 
-    def __init__(self, *, ticket: Ticket, lease: Lease, tokens: int, request_id: str, deadline: float) -> None:
+    def __init__(
+        self, *, ticket: Ticket, lease: Lease, tokens: int, request_id: str, deadline: float, again: bool = False
+    ) -> None:
         self.ticket = ticket
         self.lease = lease
         self.tokens = tokens
         self.request_id = request_id
         self.deadline = deadline
+        self.again = again
 
     @property
     def device_id(self) -> DeviceId:
         """The device."""
         return self.lease.device_id
+
+    @property
+    def wanted(self) -> int:
+        """What it adds to the needs of its engine."""
+        return 0 if self.again else self.tokens
 
 
 class KvOrder:
@@ -111,6 +120,11 @@ class KvOrder:
         self.acknowledged = False
         self.deadline = deadline
 
+    def delay(self, seconds: float) -> None:
+        """Moves its times into the future, because the arbiter itself had been away."""
+        self.press_at += seconds
+        self.deadline += seconds
+
 
 class KvState:
     """What is known of one KV engine.
@@ -122,6 +136,8 @@ class KvState:
         charged: Tokens that must be taken to be its own.
         reserved: Σ of its reservations.
         wanted: Σ of its reservations that wait.
+        missed: The largest that it was refused of late, and may ask for again.
+        missed_until: Until when that counts, monotonic seconds.
         demand: The demand with which budgets were computed last; ``None``: unknown.
         lowered_at: Revision of the directive with the last lower budget.
         over_since: Since when it has kept more than its budget, monotonic seconds; ``None``: it does not.
@@ -136,6 +152,8 @@ class KvState:
         "demand",
         "donated_at",
         "lowered_at",
+        "missed",
+        "missed_until",
         "order",
         "over_since",
         "reserved",
@@ -152,6 +170,8 @@ class KvState:
         self.charged = 0
         self.reserved = 0
         self.wanted = 0
+        self.missed = 0
+        self.missed_until = 0.0
         self.demand: int | None = None
         self.lowered_at = 0
         self.over_since: float | None = None
@@ -161,8 +181,8 @@ class KvState:
 
     @property
     def active(self) -> bool:
-        """Whether it has work: it says so, or has reserved tokens or waits for some."""
-        return self.reserved > 0 or self.wanted > 0 or (self.usage is not None and self.usage.active)
+        """Whether it has work: it says so, or has reserved tokens, waits for some or was refused some a moment ago."""
+        return self.reserved + self.wanted + self.missed > 0 or (self.usage is not None and self.usage.active)
 
     @property
     def resident(self) -> int:
@@ -174,7 +194,7 @@ class KvState:
         """What it could use now; ``None`` when it does not say."""
         if self.usage is None or self.usage.demand_tokens is None:
             return None
-        return max(self.usage.demand_tokens, self.reserved + self.wanted)
+        return max(self.usage.demand_tokens, self.reserved + max(self.wanted, self.missed))
 
     @property
     def excess(self) -> int:
@@ -214,15 +234,17 @@ class KvDonation:
     Attributes:
         loan: The loan it leads to.
         planned: Tokens asked for.
+        limit: What the order leaves it; while it is open it is told no more, even where its share would allow that.
         deadline: When it must have freed them, monotonic seconds.
         outcome: What became of it.
     """
 
-    __slots__ = ("deadline", "loan", "outcome", "planned")
+    __slots__ = ("deadline", "limit", "loan", "outcome", "planned")
 
-    def __init__(self, *, loan: Loan, planned: int, deadline: float) -> None:
+    def __init__(self, *, loan: Loan, planned: int, limit: int, deadline: float) -> None:
         self.loan = loan
         self.planned = planned
+        self.limit = limit
         self.deadline = deadline
         self.outcome = DonationOutcome.OPEN
 
@@ -315,33 +337,55 @@ class KvBook:
         total: How many there are.
         engines: The living leases that are KV engines, by fence.
         charged: Σ of what is charged to them.
+        floors: Σ of what they were promised at least.
         loans: In the order in which they were made.
         plan: The request for tokens of others that is under way.
         dirty: Something has happened since budgets were computed.
+        reservations: Those that are open, by id, oldest first.
+        watched: Somebody looks when the oldest of them expires.
     """
 
-    __slots__ = ("_waiting", "charged", "dirty", "engines", "loans", "plan", "reservations", "total")
+    __slots__ = (
+        "_blocks",
+        "_changed",
+        "_inputs",
+        "_named",
+        "_waiting",
+        "charged",
+        "dirty",
+        "engines",
+        "floors",
+        "loans",
+        "plan",
+        "reservations",
+        "total",
+        "watched",
+    )
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.engines: dict[int, Lease] = {}
         self.charged = 0
+        self.floors = 0
         self.loans: list[Loan] = []
         self.plan: KvPlan | None = None
         self.dirty = False
         self.reservations: dict[str, Reservation] = {}
+        self.watched = False
         self._waiting: dict[Ticket, WaitingReservation] = {}
+        self._named: dict[tuple[int, str], Reservation | WaitingReservation] = {}
+        self._blocks: Counter[int] = Counter()
+        self._inputs: dict[int, kv_budget.Engine] = {}
+        self._changed: dict[int, Lease] = {}
 
     @property
     def unit(self) -> int:
-        """The tokens that budgets are counted in: whole blocks of every engine, where that is not too coarse."""
-        unit = math.lcm(*(self.of(lease).share.block_tokens for lease in self.engines.values()))
-        return unit if unit * UNIT_DIVISOR <= self.total else 1
+        """The tokens that budgets are counted in: whole blocks of every engine.
 
-    @property
-    def floors(self) -> int:
-        """Σ of what the engines were promised at least."""
-        return sum(self.of(lease).share.min_tokens for lease in self.engines.values())
+        Single tokens where blocks differ and no number of tokens that is whole for all of them is small enough.
+        """
+        unit = math.lcm(*self._blocks)
+        return unit if len(self._blocks) == 1 or unit * UNIT_DIVISOR <= self.total else 1
 
     @staticmethod
     def of(lease: Lease) -> KvState:
@@ -351,20 +395,48 @@ class KvBook:
 
     def open(self, lease: Lease) -> None:
         """Enters a new engine."""
-        self.engines[lease.fence] = lease
+        share = self.of(lease).share
+        self.engines[lease.fence] = self._changed[lease.fence] = lease
+        self._inputs[lease.fence] = kv_budget.Engine(
+            lease_id=lease.lease_id, weight=share.share_weight, floor=share.min_tokens, cap=share.max_tokens
+        )
+        self._enter(lease, 1)
+
+    def _enter(self, lease: Lease, count: int) -> None:
+        share = self.of(lease).share
+        self.floors += count * share.min_tokens
+        self._blocks[share.block_tokens] += count
+        if not self._blocks[share.block_tokens]:
+            del self._blocks[share.block_tokens]
         self.dirty = True
 
     def close(self, lease: Lease) -> list[WaitingReservation]:
         """Strikes out an engine that has ended, with its tokens, reservations and loans; returns who waited for it."""
-        del self.engines[lease.fence]
+        del self.engines[lease.fence], self._inputs[lease.fence]
+        self._changed.pop(lease.fence, None)
+        self._enter(lease, -1)
         self.charged -= self.of(lease).charged
         self.loans = [loan for loan in self.loans if lease not in (loan.donor, loan.borrower)]
         self.reservations = {key: each for key, each in self.reservations.items() if each.lease is not lease}
         gone = [each for each in self._waiting.values() if each.lease is lease]
         for waiting in gone:
             del self._waiting[waiting.ticket]
-        self.dirty = True
+        self._named = {key: each for key, each in self._named.items() if each.lease is not lease}
         return gone
+
+    def inputs(self) -> list[kv_budget.Engine]:
+        """What the shares of the engines follow from, in their order; what was said last counts from here on.
+
+        They are kept, because making thousands of them at every change would cost more than sharing.
+        """
+        for fence, lease in self._changed.items():
+            state, engine = self.of(lease), self._inputs[fence]
+            engine.active = state.active
+            engine.demand = state.demand = state.present_demand
+        self._changed.clear()
+        for lease, engine in zip(self.engines.values(), self._inputs.values(), strict=True):
+            engine.healthy = not lease.suspect
+        return list(self._inputs.values())
 
     def charge(self, lease: Lease, tokens: int) -> None:
         """Changes what is charged to an engine."""
@@ -372,41 +444,84 @@ class KvBook:
         self.charged += tokens - state.charged
         state.charged = tokens
 
-    def reserve(self, reservation: Reservation) -> None:
-        """Enters a reservation."""
+    def named(self, lease: Lease, request_id: str) -> Reservation | WaitingReservation | None:
+        """What an engine calls so: an open reservation, or the first that waits."""
+        return self._named.get((lease.fence, request_id))
+
+    def _name(self, held: Reservation | WaitingReservation) -> None:
+        if held.request_id:
+            self._named[held.lease.fence, held.request_id] = held
+
+    def _unname(self, held: Reservation | WaitingReservation) -> None:
+        key = (held.lease.fence, held.request_id)
+        if self._named.get(key) is held:
+            del self._named[key]
+
+    def fulfil(self, waiting: WaitingReservation, reservation: Reservation) -> None:
+        """A reservation that waits becomes an open one."""
+        del self._waiting[waiting.ticket]
         self.reservations[reservation.reservation_id] = reservation
-        self._count(reservation.lease, reserved=reservation.tokens)
+        self._name(reservation)
+        self._count(reservation.lease, reserved=reservation.tokens, wanted=-waiting.wanted)
 
     def complete(self, reservation: Reservation) -> None:
         """Returns exactly what was reserved."""
         del self.reservations[reservation.reservation_id]
+        self._unname(reservation)
         self._count(reservation.lease, reserved=-reservation.tokens)
 
     def wait(self, waiting: WaitingReservation) -> None:
         """Enters a reservation that waits."""
         self._waiting[waiting.ticket] = waiting
-        self._count(waiting.lease, wanted=waiting.tokens)
+        if not waiting.again:
+            self._name(waiting)
+        self._count(waiting.lease, wanted=waiting.wanted)
 
     def leave(self, ticket: Ticket) -> WaitingReservation | None:
-        """Takes a waiting reservation out."""
+        """Takes a waiting reservation out; the next one that repeats it waits in its place."""
         waiting = self._waiting.pop(ticket, None)
-        if waiting is not None:
-            self._count(waiting.lease, wanted=-waiting.tokens)
+        if waiting is None:
+            return None
+        self._unname(waiting)
+        heir = None
+        if waiting.request_id and not waiting.again:
+            same = (each for each in self._waiting.values() if each.lease is waiting.lease and each.again)
+            heir = next((each for each in same if each.request_id == waiting.request_id), None)
+        if heir is not None:
+            heir.again = False
+            self._name(heir)
+        else:
+            self._count(waiting.lease, wanted=-waiting.wanted)
         return waiting
+
+    def miss(self, lease: Lease, tokens: int, until: float) -> None:
+        """Notes that an engine was refused tokens which it may ask for again; 0: it does not count any more."""
+        state = self.of(lease)
+        was_active = state.active
+        state.missed, state.missed_until = tokens, until
+        self.note(lease, was_active=was_active)
 
     def _count(self, lease: Lease, *, reserved: int = 0, wanted: int = 0) -> None:
         state = self.of(lease)
         was_active = state.active
         state.reserved += reserved
         state.wanted += wanted
+        if reserved > 0:
+            state.missed = 0
         self.note(lease, was_active=was_active)
 
     def note(self, lease: Lease, *, was_active: bool) -> bool:
         """Looks whether the needs of an engine have changed so much that budgets should be computed anew."""
         state = self.of(lease)
+        self._changed[lease.fence] = lease
         moved = state.active is not was_active or kv_budget.demand_moved(state.demand, state.present_demand)
         self.dirty |= moved
         return moved
+
+    @property
+    def taken_places(self) -> int:
+        """How many reservations are open or wait."""
+        return len(self.reservations) + len(self._waiting)
 
     @property
     def waiting(self) -> list[WaitingReservation]:
@@ -425,12 +540,19 @@ class KvBook:
         """Raises ``AssertionError`` where the book contradicts itself."""
         states = {lease: self.of(lease) for lease in self.engines.values()}
         assert self.charged == sum(state.charged for state in states.values()) <= self.total
+        assert self.floors == sum(state.share.min_tokens for state in states.values())
+        assert self._blocks == Counter(state.share.block_tokens for state in states.values())
+        assert all(held.lease in states for held in self._named.values())
+        assert list(self.engines) == list(self._inputs)
+        for fence, lease in self.engines.items():
+            known = self._inputs[fence].active, self._inputs[fence].demand
+            assert fence in self._changed or known == (states[lease].active, states[lease].present_demand)
         for lease, state in states.items():
             assert lease.alive
             assert 0 <= state.budget <= state.charged, "nobody is told more than was reserved"
             own = [each for each in self.reservations.values() if each.lease is lease]
             assert state.reserved == sum(each.tokens for each in own)
-            assert state.wanted == sum(each.tokens for each in self._waiting.values() if each.lease is lease)
+            assert state.wanted == sum(each.wanted for each in self._waiting.values() if each.lease is lease)
         for loan in self.loans:
             assert loan.donor in states
             assert loan.borrower in states

@@ -18,6 +18,7 @@ from arbiter_sidecar.types import DeviceId, DirectiveReason, EndReason, LeaseId,
 
 if TYPE_CHECKING:
     from arbiter_sidecar.ledger.plans import Donation
+    from arbiter_sidecar.ledger.shards import ShardRecord
 
 #: Missed share of the time to live after which a lease is suspect: one and a half heartbeat intervals of a third each.
 SUSPECT_SHARE = 0.5
@@ -42,6 +43,7 @@ class Lease:
         measured_bytes: Bytes its processes hold; ``None`` when unknown.
         reclaim: An open order to give memory back.
         kv: What is known of it as a KV engine; ``None`` when it is none.
+        shard: The shard of a split model that it serves; ``None`` when it serves none, or another lease does by now.
         credit_bytes: Bytes that preemption has added to what was asked for.
         donated_at: When it was asked to give.
         spared_until: Until when it is left in peace after giving.
@@ -99,6 +101,7 @@ class Lease:
         "residue_bytes",
         "revision",
         "settled_at",
+        "shard",
         "spared_until",
         "starting_until",
         "suspect",
@@ -137,6 +140,7 @@ class Lease:
         self.measured_over = False
         self.reported_bytes: int | None = None
         self.kv = KvState(request.kv) if request.kv is not None else None
+        self.shard: ShardRecord | None = None
         self.revision = 0
         self.applied_revision = 0
         self.directive_reason = DirectiveReason.GRANT

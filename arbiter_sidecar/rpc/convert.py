@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from arbiter_sidecar.ports import ProcessWatch
 from arbiter_sidecar.requests import (
     AllocationRequest,
+    AssignmentRequest,
     Beat,
     KvShare,
     KvUsage,
+    LayerRange,
     PreemptionRequest,
     ReclaimAck,
     Report,
@@ -24,6 +26,7 @@ from arbiter_sidecar.types import LeaseId, Priority, ReportOutcome, WorkloadType
 
 if TYPE_CHECKING:
     from arbiter.v1 import arbiter_service_pb2 as pb
+    from arbiter.v1 import balance_service_pb2 as balance_pb
 
 #: Seconds a request waits by default, by type …
 WAIT_S = {
@@ -46,6 +49,13 @@ MAX_QUIET_S = 900.0
 MAX_HANDLES = 2000
 MAX_REPORTS = 256
 MAX_SUBSCRIBED = 2000
+#: Layers of one shard: a hundred times what the deepest models have, and so few that all of a machine can be counted.
+MAX_LAYERS = 20_000
+#: Shards that one assignment names.
+MAX_ASSIGNED = 2000
+#: Longest forward pass, in seconds; a longer one was no pass.
+MAX_PASS_S = 3600.0
+MAX_INT32 = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,13 +171,15 @@ def _kv(fields: Fields, message: pb.KvShare) -> KvShare:
 
 
 def _shard(fields: Fields, message: pb.Shard) -> ShardPlace:
+    if 0 < message.max_layers < message.layers:
+        fields.fault("shard.max_layers", f"is {message.max_layers}, less than layers {message.layers}")
     return ShardPlace(
         group=fields.text("shard.group", message.group, required=True),
         name=fields.text("shard.name", message.name, required=True),
         position=fields.integer("shard.position", message.position, least=0, most=10_000),
-        layers=fields.integer("shard.layers", message.layers, least=0, most=1_000_000),
+        layers=fields.integer("shard.layers", message.layers, least=0, most=MAX_LAYERS),
         bytes_per_layer=fields.integer("shard.bytes_per_layer", message.bytes_per_layer, least=0),
-        max_layers=fields.integer("shard.max_layers", message.max_layers, least=0, most=1_000_000) or None,
+        max_layers=fields.integer("shard.max_layers", message.max_layers, least=0, most=MAX_LAYERS) or None,
     )
 
 
@@ -227,6 +239,7 @@ def _report(fields: Fields, where: str, message: pb.HeartbeatRequest.Report, *, 
         achievable_quality=achievable,
         used_memory_bytes=used,
         kv=_kv_usage(fields, f"{where}.kv", message.kv) if message.HasField("kv") else None,
+        shard_latencies_us=_latencies(fields, f"{where}.shard_latencies", message),
         busy_for_s=fields.span(f"{where}.busy_for", message.busy_for, most=MAX_QUIET_S),
         reclaim_acks=tuple(
             ReclaimAck(
@@ -236,6 +249,14 @@ def _report(fields: Fields, where: str, message: pb.HeartbeatRequest.Report, *, 
             )
             for ack in message.reclaim_acks[:MAX_REPORTS]
         ),
+    )
+
+
+def _latencies(fields: Fields, where: str, message: pb.HeartbeatRequest.Report) -> tuple[float, ...]:
+    """Microseconds of each forward pass."""
+    return tuple(
+        fields.span(where, latency, positive=True, most=MAX_PASS_S) * 1e6
+        for latency in message.shard_latencies[:MAX_REPORTS]
     )
 
 
@@ -321,6 +342,56 @@ def completion(message: pb.CompleteKvRequest) -> str:
     fields.integer("actual_tokens", message.actual_tokens, least=0)
     fields.verify()
     return reservation_id
+
+
+def split_model(message: balance_pb.EvaluateBalanceRequest) -> tuple[str, str, int]:
+    """Namespace and name of a split model, and the layers that are to be placed; 0 for none. Raises InvalidRequest."""
+    fields = Fields()
+    group = fields.text("group", message.group, required=True)
+    namespace = fields.text("namespace", message.namespace, limit=64) or "default"
+    layers = fields.integer("layers", message.layers, least=0, most=MAX_LAYERS)
+    fields.verify()
+    return namespace, group, layers
+
+
+def assignment(message: balance_pb.ApplyAssignmentRequest) -> AssignmentRequest:
+    """A checked request to move layers.
+
+    Raises:
+        InvalidRequest: Fields are missing or out of range; all of them are named.
+    """
+    fields = Fields()
+    if len(message.assignment) > MAX_ASSIGNED:
+        fields.fault("assignment", f"names {len(message.assignment)} shards, at most {MAX_ASSIGNED} are allowed")
+        fields.verify()
+    ranges = tuple(_layer_range(fields, f"assignment[{place}]", each) for place, each in enumerate(message.assignment))
+    if len({each.shard for each in ranges}) < len(ranges):
+        fields.fault("assignment", "names a shard twice")
+    asked = AssignmentRequest(
+        namespace=fields.text("namespace", message.namespace, limit=64) or "default",
+        group=fields.text("group", message.group, required=True),
+        plan_id=fields.text("plan_id", message.plan_id),
+        assignment=ranges,
+    )
+    fields.verify()
+    return asked
+
+
+def _layer_range(fields: Fields, where: str, message: balance_pb.LayerAssignment) -> LayerRange:
+    begin = fields.integer(f"{where}.layer_begin", message.layer_begin, least=0, most=MAX_INT32)
+    end = fields.integer(f"{where}.layer_end", message.layer_end, least=0, most=MAX_INT32)
+    if 0 <= end < begin:
+        fields.fault(f"{where}.layer_end", f"is {end}, before layer_begin {begin}")
+    return LayerRange(shard=fields.text(f"{where}.shard", message.shard, required=True), begin=begin, end=end)
+
+
+def watched(message: balance_pb.WatchBalanceRequest) -> tuple[str, str]:
+    """Namespace and name of what is watched; empty for all. Raises InvalidRequest."""
+    fields = Fields()
+    namespace = fields.text("namespace", message.namespace, limit=64)
+    group = fields.text("group", message.group)
+    fields.verify()
+    return namespace, group
 
 
 def release(message: pb.ReleaseRequest) -> tuple[str, int]:

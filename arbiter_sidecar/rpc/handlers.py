@@ -6,7 +6,9 @@ registered as generic handlers, which newer releases of grpcio accept faster tha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from time import perf_counter
 from typing import Any, TypeVar
 
 import grpc
@@ -20,6 +22,60 @@ from arbiter_sidecar.rpc.status import Context
 _log = structlog.get_logger("arbiter.rpc")
 
 _M = TypeVar("_M", bound=Message)
+
+#: Kinds of calls, as dashboards call them.
+UNARY, SERVER_STREAM, BOTH_STREAMS = "unary", "server_stream", "bidi_stream"
+#: Upper bounds of the buckets in which the duration of unary calls is counted, in seconds; the last bucket is open.
+#: The first bounds are for calls that only look something up, the last for those that wait in the admission queue.
+BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+#: How a call counts whose caller has gone: nothing below is reached then.
+_GONE = "CANCELLED"
+
+
+class Tally:
+    """What is counted of one method, in plain numbers: this is on the way of every call.
+
+    Attributes:
+        kind: Kind of the calls.
+        service: Full name of the service.
+        method: Name of the method.
+        started: Calls that have begun.
+        handled: Calls that have ended, by code.
+        buckets: Unary calls that have ended, by duration.
+        seconds: Σ of the durations.
+    """
+
+    __slots__ = ("buckets", "handled", "kind", "method", "seconds", "service", "started")
+
+    def __init__(self, kind: str, service: str, method: str) -> None:
+        self.kind = kind
+        self.service = service
+        self.method = method
+        self.started = 0
+        self.handled = {"OK": 0}
+        self.buckets = [0] * (len(BUCKETS_S) + 1)
+        self.seconds = 0.0
+
+    def end(self, code: str) -> None:
+        """A call has ended."""
+        self.handled[code] = self.handled.get(code, 0) + 1
+
+    def time(self, seconds: float) -> None:
+        """A unary call took so long."""
+        self.buckets[bisect_left(BUCKETS_S, seconds)] += 1
+        self.seconds += seconds
+
+
+#: Of this process, whichever socket a call came through: a process serves one arbiter.
+_tallies: dict[tuple[str, str], Tally] = {}
+
+#: A handler that counts, once it knows where.
+Method = tuple[str, Callable[[Tally], "grpc.RpcMethodHandler[Any, Any]"]]
+
+
+def tallies() -> Iterable[Tally]:
+    """What was counted of each method since this process has started."""
+    return _tallies.values()
 
 
 def parse(kind: type[_M], raw: bytes) -> _M:
@@ -42,54 +98,80 @@ def surprise(error: Exception, method: str) -> status.Internal:
     return status.Internal()
 
 
-def unary(kind: type[_M], call: Callable[[_M, Context], Awaitable[Message]]) -> grpc.RpcMethodHandler[Any, Any]:
-    """A unary handler around ``call``, which raises ArbiterError."""
+def unary(kind: type[_M], call: Callable[[_M, Context], Awaitable[Message]]) -> Method:
+    """A unary method around ``call``, which raises ArbiterError."""
 
-    async def handler(raw: bytes, context: Context) -> bytes:
-        try:
-            return (await call(parse(kind, raw), context)).SerializeToString()
-        except errors.ArbiterError as error:
-            failure = error.with_traceback(None)
-        except Exception as error:
-            failure = surprise(error, kind.DESCRIPTOR.full_name)
-        status.refuse(context, failure)
-        return b""
+    def counted(tally: Tally) -> grpc.RpcMethodHandler[Any, Any]:
+        async def handler(raw: bytes, context: Context) -> bytes:
+            tally.started += 1
+            begun, code = perf_counter(), _GONE
+            try:
+                answer = (await call(parse(kind, raw), context)).SerializeToString()
+                code = "OK"
+                return answer
+            except errors.ArbiterError as error:
+                failure = error.with_traceback(None)
+                code = failure.code
+            except Exception as error:
+                failure = surprise(error, kind.DESCRIPTOR.full_name)
+                code = failure.code
+            finally:
+                tally.end(code)
+                tally.time(perf_counter() - begun)
+            status.refuse(context, failure)
+            return b""
 
-    return grpc.unary_unary_rpc_method_handler(handler)
+        return grpc.unary_unary_rpc_method_handler(handler)
 
-
-def server_stream(kind: type[_M], call: Callable[[_M, Context], Awaitable[None]]) -> grpc.RpcMethodHandler[Any, Any]:
-    """A server-streaming handler around ``call``, which writes serialised messages itself."""
-
-    async def handler(raw: bytes, context: Context) -> None:
-        try:
-            return await call(parse(kind, raw), context)
-        except errors.ArbiterError as error:
-            failure = error.with_traceback(None)
-        except Exception as error:
-            failure = surprise(error, kind.DESCRIPTOR.full_name)
-        status.refuse(context, failure)
-
-    return grpc.unary_stream_rpc_method_handler(handler)
+    return UNARY, counted
 
 
-def both_streams(
-    name: str, call: Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
-) -> grpc.RpcMethodHandler[Any, Any]:
-    """A bidirectional handler around ``call``, which reads and writes serialised messages itself."""
+def server_stream(kind: type[_M], call: Callable[[_M, Context], Awaitable[None]]) -> Method:
+    """A server-streaming method around ``call``, which writes serialised messages itself."""
 
-    async def handler(requests: AsyncIterator[bytes], context: Context) -> None:
-        try:
-            return await call(requests, context)
-        except errors.ArbiterError as error:
-            failure = error.with_traceback(None)
-        except Exception as error:
-            failure = surprise(error, name)
-        status.refuse(context, failure)
+    def counted(tally: Tally) -> grpc.RpcMethodHandler[Any, Any]:
+        async def handler(raw: bytes, context: Context) -> None:
+            await _stream(tally, context, kind.DESCRIPTOR.full_name, lambda: call(parse(kind, raw), context))
 
-    return grpc.stream_stream_rpc_method_handler(handler)
+        return grpc.unary_stream_rpc_method_handler(handler)
+
+    return SERVER_STREAM, counted
 
 
-def service(name: str, methods: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> grpc.GenericRpcHandler:
+def both_streams(name: str, call: Callable[[AsyncIterator[bytes], Context], Awaitable[None]]) -> Method:
+    """A bidirectional method around ``call``, which reads and writes serialised messages itself."""
+
+    def counted(tally: Tally) -> grpc.RpcMethodHandler[Any, Any]:
+        async def handler(requests: AsyncIterator[bytes], context: Context) -> None:
+            await _stream(tally, context, name, lambda: call(requests, context))
+
+        return grpc.stream_stream_rpc_method_handler(handler)
+
+    return BOTH_STREAMS, counted
+
+
+async def _stream(tally: Tally, context: Context, name: str, serve: Callable[[], Awaitable[None]]) -> None:
+    """Serves a stream to its end, counts it, and tells the caller what went wrong."""
+    tally.started += 1
+    code = _GONE
+    try:
+        await serve()
+        code = "OK"
+        return
+    except errors.ArbiterError as error:
+        failure = error.with_traceback(None)
+        code = failure.code
+    except Exception as error:
+        failure = surprise(error, name)
+        code = failure.code
+    finally:
+        tally.end(code)
+    status.refuse(context, failure)
+
+
+def service(name: str, methods: Mapping[str, Method]) -> grpc.GenericRpcHandler:
     """The handlers of one service."""
-    return grpc.method_handlers_generic_handler(name, dict(methods))
+    made = {}
+    for method, (kind, counted) in methods.items():
+        made[method] = counted(_tallies.setdefault((name, method), Tally(kind, name, method)))
+    return grpc.method_handlers_generic_handler(name, made)

@@ -47,6 +47,7 @@ class Renderer:
         return lease_pb2.Directive(
             reclaim=self._order(lease),
             kv_token_budget=None if lease.kv is None else lease.kv.budget,
+            shard=_layers(lease),
             lease_id=lease.lease_id,
             revision=lease.revision,
             quality=lease.quality,
@@ -203,6 +204,19 @@ class Renderer:
             if lease.revision > lease.applied_revision:
                 message.directive.CopyFrom(self.directive(lease))
         return message
+
+
+def _layers(lease: Lease) -> lease_pb2.ShardAssignment | None:
+    """The layers that a lease is told to serve; ``None`` for one that serves none of a split model.
+
+    An older lease whose shard a newer one serves by now is told that it has none.
+    """
+    if lease.request.shard is None:
+        return None
+    record = lease.shard
+    if record is None:
+        return lease_pb2.ShardAssignment()
+    return lease_pb2.ShardAssignment(layer_begin=record.begin, layer_end=record.end, plan_id=record.plan_id)
 
 
 def _donation(donation: Donation | KvDonation) -> pb.Donation:

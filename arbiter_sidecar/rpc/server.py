@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from arbiter_sidecar.rpc import symbols
 from arbiter_sidecar.rpc.arbiter_servicer import ArbiterServicer
+from arbiter_sidecar.rpc.balance_servicer import BalanceServicer
 from arbiter_sidecar.rpc.calls import Calls
 from arbiter_sidecar.rpc.convert import LeaseTimes
 from arbiter_sidecar.rpc.render import Renderer
@@ -85,6 +86,7 @@ class Server:
         self._subscriptions = subscriptions
         self._arbiter = ArbiterServicer(calls, subscriptions, max_streams=limits.streams, max_sessions=limits.sessions)
         self._state = StateServicer(runtime, renderer, tuple(notes))
+        self._balance = BalanceServicer(runtime)
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
 
@@ -125,7 +127,7 @@ class Server:
 
     async def _listen(self, address: str) -> int:
         server = grpc.aio.server(options=OPTIONS)
-        server.add_generic_rpc_handlers((self._arbiter.handler(), self._state.handler()))
+        server.add_generic_rpc_handlers((self._arbiter.handler(), self._state.handler(), self._balance.handler()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         pool = cast("descriptor_pool.DescriptorPool", symbols.Symbols())
         reflection.enable_server_reflection((*self._services(), reflection.SERVICE_NAME), server, pool=pool)
@@ -138,11 +140,12 @@ class Server:
         return port
 
     def _services(self) -> tuple[str, ...]:
-        return (self._arbiter.name, self._state.name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        own = (self._arbiter.name, self._state.name, self._balance.name)
+        return (*own, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
 
     async def ready(self) -> None:
         """Tells health checks that work is taken."""
-        for name in ("", LIVENESS, READINESS, self._arbiter.name, self._state.name):
+        for name in ("", LIVENESS, READINESS, self._arbiter.name, self._state.name, self._balance.name):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> None:
@@ -155,6 +158,7 @@ class Server:
         """Ends the streams, then the servers; what has not ended after the grace is cut."""
         self._arbiter.close()
         self._state.close()
+        self._balance.close()
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
 
 

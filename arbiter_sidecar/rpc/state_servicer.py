@@ -11,7 +11,7 @@ from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.waiting import Waiter
 from arbiter_sidecar.policy import quality
-from arbiter_sidecar.rpc import handlers
+from arbiter_sidecar.rpc import handlers, shard_render
 from arbiter_sidecar.rpc.fields import Fields
 from arbiter_sidecar.rpc.render import Renderer, moment, span
 from arbiter_sidecar.rpc.status import Context, printable
@@ -79,6 +79,11 @@ class StateServicer:
             stats=self._stats(now),
             notes=self._notes,
             observe_only=books.config.observe_only,
+            shard_groups=[
+                shard_render.group(group, books.config.balance.objective, now)
+                for group in books.shards.groups.values()
+                if wanted(group.namespace)
+            ],
             kv_engines=[self._engine(lease) for lease in shown if lease.alive and lease.kv is not None],
             accounts=[
                 pb.Account(

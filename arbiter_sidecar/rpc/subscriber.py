@@ -29,7 +29,8 @@ class Told(NamedTuple):
         revision: Revision of the directive.
         quality: Its quality.
         limit_bytes: Its limit.
-        reclaiming: It asked for memory back.
+        kv_tokens: Its KV token budget; 0 for a lease that is no engine.
+        reclaiming: It asked for memory or KV tokens back.
         before_at: When the update before was sent; 0 when there was none.
         before_revision: Its revision; 0 when there was none.
     """
@@ -38,6 +39,7 @@ class Told(NamedTuple):
     revision: int
     quality: float
     limit_bytes: int
+    kv_tokens: int
     reclaiming: bool
     before_at: float
     before_revision: int
@@ -57,9 +59,9 @@ def due(lease: Lease, told: Told | None, now: float) -> float:
     While two updates of it are unacknowledged a third one waits; that is looked at again after a short while, so that
     heartbeats need not tell anybody.
     """
-    if told is None or lease.reclaim is not None or told.reclaiming:
+    if told is None or _ordered(lease) or told.reclaiming:
         return now
-    if lease.quality < told.quality or lease.limit_bytes < told.limit_bytes:
+    if lease.quality < told.quality or lease.limit_bytes < told.limit_bytes or _kv_tokens(lease) < told.kv_tokens:
         return now
     if not lease.applied_revision:
         return told.at + MUTE_INTERVAL_S
@@ -67,6 +69,15 @@ def due(lease: Lease, told: Told | None, now: float) -> float:
         held_until = told.before_at + HOLD_S
         return held_until if held_until <= now else min(held_until, now + MUTE_INTERVAL_S)
     return now
+
+
+def _ordered(lease: Lease) -> bool:
+    """Whether its directive asks for memory or KV tokens back."""
+    return lease.reclaim is not None or (lease.kv is not None and lease.kv.order is not None)
+
+
+def _kv_tokens(lease: Lease) -> int:
+    return 0 if lease.kv is None else lease.kv.budget
 
 
 class Subscriber:
@@ -178,7 +189,8 @@ class Subscriber:
             revision=lease.revision,
             quality=lease.quality,
             limit_bytes=lease.limit_bytes,
-            reclaiming=lease.reclaim is not None,
+            kv_tokens=_kv_tokens(lease),
+            reclaiming=_ordered(lease),
             before_at=before.at if before is not None else 0.0,
             before_revision=before.revision if before is not None else 0,
         )

@@ -16,16 +16,20 @@ import structlog
 from arbiter_sidecar.arbiter import Arbiter, BeatOutcome, Dry, effects, explain
 from arbiter_sidecar.arbiter.books import Books
 from arbiter_sidecar.arbiter.explain import Explanation
-from arbiter_sidecar.errors import ArbiterError
+from arbiter_sidecar.arbiter.shards import Evaluation
+from arbiter_sidecar.errors import ArbiterError, InsufficientMemory, InsufficientQuality
 from arbiter_sidecar.ledger.accounts import Account
 from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.kv import KvPlan, Reservation
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.plans import Plan
+from arbiter_sidecar.ledger.shards import ShardGroup
 from arbiter_sidecar.policy import preemption
 from arbiter_sidecar.ports import Clock, DeviceProbe, ProcessWatch
-from arbiter_sidecar.requests import AllocationRequest, Beat, PreemptionRequest, ReservationRequest
+from arbiter_sidecar.requests import AllocationRequest, AssignmentRequest, Beat, PreemptionRequest, ReservationRequest
 from arbiter_sidecar.runtime.events import EventLog
+from arbiter_sidecar.runtime.guests import Guests
+from arbiter_sidecar.runtime.news import News
 from arbiter_sidecar.runtime.sampling import Measure, Sampler, SamplingRates
 from arbiter_sidecar.types import DeviceId, DeviceSample, EventKind, Process, Ticket
 
@@ -89,6 +93,7 @@ class Runtime:
     Attributes:
         clock: The clock.
         events: The audit events.
+        shard_news: Rings when something about a split model has changed.
         started_at: When it was made, monotonic seconds.
         settled: Set while no lease lives.
         failed: Set when a defect has stopped its time: nothing expires and nobody's wait ends any more, so the process
@@ -116,12 +121,14 @@ class Runtime:
         self._tasks: list[asyncio.Task[None]] = []
         self.clock = clock
         self.events = EventLog()
+        self.shard_news = News()
         self.started_at = clock.now()
         self._slept_s = clock.slept()
         self.settled = asyncio.Event()
         self.failed = asyncio.Event()
         for probe in probes:
             arbiter.add_device(probe.facts, clock.now())
+        self._guests = Guests(arbiter.books)
         self._samplers = {
             probe.facts.device_id: self._sampler(probe, measure, rates)
             for probe in probes
@@ -223,7 +230,8 @@ class Runtime:
             asyncio.CancelledError: The caller has gone; the request, or the grant it did not see, is undone.
         """
         self._notice_sleep()
-        ticket = self._arbiter.allocate(request, self.clock.now())
+        since = await self._measure_guests(request)
+        ticket = self._arbiter.allocate(request, self.clock.now(), since=since)
         answer: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = answer
         self._carry_out()
@@ -239,6 +247,31 @@ class Runtime:
             self._waiting.pop(ticket, None)
         self._arbiter.delivered(ticket)
         return grant
+
+    async def _measure_guests(self, request: AllocationRequest) -> float | None:
+        """Has the processes of a request measured where that may decide: what they hold must not count against it.
+
+        Returns:
+            When it began to wait for that; ``None`` when it did not.
+        """
+        since = self.clock.now()
+        unknown = self._guests.unknown(request, since)
+        if not unknown or not self._in_doubt(request):
+            return None
+        await self._guests.measure(request, [self._samplers[device.device_id] for device in unknown])
+        self._notice_sleep()
+        return since
+
+    def _in_doubt(self, request: AllocationRequest) -> bool:
+        """Whether a request would get less than its best now, for want of memory."""
+        try:
+            dry = self._arbiter.dry_run(request, self.clock.now())
+        except (InsufficientMemory, InsufficientQuality):
+            return True
+        except ArbiterError:
+            # It can never have it, or no sample changes that.
+            return False
+        return not dry.fits or dry.quality < request.max_quality
 
     async def preempt(self, asked: PreemptionRequest) -> Preempted:
         """Waits until memory was taken from others, or was not.
@@ -283,6 +316,18 @@ class Runtime:
         finally:
             self._reserving.pop(ticket, None)
 
+    def evaluate_balance(self, namespace: str, group: str, layers: int = 0) -> Evaluation:
+        """Whether layers of a split model should move. Raises ShardNotFound, InvalidRequest."""
+        found = self._arbiter.evaluate_balance(namespace, group, layers, self.clock.now())
+        self._carry_out()
+        return found
+
+    def assign(self, asked: AssignmentRequest) -> ShardGroup:
+        """Moves layers of a split model. Raises what ``Arbiter.assign`` raises."""
+        group = self._arbiter.assign(asked, self.clock.now())
+        self._carry_out()
+        return group
+
     def complete(self, reservation_id: str) -> None:
         """Returns a reservation of KV tokens. Raises ReservationNotFound."""
         self._arbiter.complete(reservation_id, self.clock.now())
@@ -315,6 +360,8 @@ class Runtime:
         """Gives a lease back; True when it had ended before. Raises LeaseNotFound, Fenced."""
         already = self._arbiter.release(lease_id, fence, self.clock.now())
         self._carry_out()
+        # Bytes that nobody could see, and whose holder is believed, are free now and not a pulse later.
+        self._wake_in_time()
         return already
 
     def drain(self) -> None:
@@ -384,6 +431,8 @@ class Runtime:
         elif isinstance(effect, effects.ReclaimCancelled):
             for feed in self._feeds:
                 feed.reclaim_cancelled(effect.lease, effect.reclaim_id)
+        elif isinstance(effect, effects.ShardsChanged):
+            self.shard_news.ring()
         elif isinstance(effect, effects.Opened):
             self._hurry(effect.lease)
             for process in effect.lease.request.processes:
@@ -459,6 +508,7 @@ class Runtime:
             clock=self.clock,
             rates=rates,
             holders=lambda: list(book.processes()),
+            guests=lambda: self._guests.on(book),
             eager=lambda: book.expecting or self._draining(book),
             on_sample=self._sampled,
             on_failure=lambda detail: self._failed(probe.facts.device_id, detail),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from arbiter_sidecar.ports import Clock, DeviceProbe
 from arbiter_sidecar.types import DeviceSample, Process
 
-#: Measures one device off the event loop; raises OSError or TimeoutError.
-Measure = Callable[[DeviceProbe, Sequence[Process]], Awaitable[DeviceSample]]
+#: Measures one device, with its holders and its guests, off the event loop; raises OSError or TimeoutError.
+Measure = Callable[[DeviceProbe, Sequence[Process], Sequence[Process]], Awaitable[DeviceSample]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,7 @@ class Sampler:
         clock: Clock,
         rates: SamplingRates,
         holders: Callable[[], Sequence[Process]],
+        guests: Callable[[], Sequence[Process]],
         eager: Callable[[], bool],
         on_sample: Callable[[DeviceSample, float], None],
         on_failure: Callable[[str], None],
@@ -48,22 +49,28 @@ class Sampler:
         self._clock = clock
         self._rates = rates
         self._holders = holders
+        self._guests = guests
         self._eager = eager
         self._on_sample = on_sample
         self._on_failure = on_failure
         self._hurry = asyncio.Event()
         self._at_once = asyncio.Event()
+        self._asked: list[asyncio.Future[None]] = []
 
     async def once(self) -> None:
         """Takes one sample and passes it on, or the reason why there is none."""
         taken_at = self._clock.now()
+        asked, self._asked = self._asked, []
         try:
-            sample = await self._measure(self._probe, self._holders())
+            sample = await self._measure(self._probe, self._holders(), self._guests())
         except OSError as error:
             # TimeoutError is an OSError: a driver that hangs is a driver that cannot be asked.
             self._on_failure(str(error) or type(error).__name__)
         else:
             self._on_sample(sample, taken_at)
+        for each in asked:
+            if not each.done():
+                each.set_result(None)
 
     async def run(self) -> None:
         """Samples until cancelled."""
@@ -86,6 +93,13 @@ class Sampler:
         """Somebody says that bytes are free and somebody waits for them: measure now."""
         self._at_once.set()
         self._hurry.set()
+
+    def fresh(self) -> asyncio.Future[None]:
+        """Has the device measured at once; done when a sample that began after this call was passed on, or failed."""
+        asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked.append(asked)
+        self.at_once()
+        return asked
 
 
 async def _set(event: asyncio.Event, timeout_s: float) -> bool:

@@ -65,7 +65,8 @@ def _squeeze(arbiter: Arbiter, foreign_bytes: int) -> None:
     arbiter.take_effects()
 
 
-def _best_us(work: Callable[[], object], repeats: int) -> float:
+def best_us(work: Callable[[], object], repeats: int) -> float:
+    """Microseconds of the fastest of several."""
     best = math.inf
     for _ in range(repeats):
         begun = time.perf_counter()
@@ -74,7 +75,7 @@ def _best_us(work: Callable[[], object], repeats: int) -> float:
     return best * 1e6
 
 
-def _growth(sizes: list[int], micros: list[float]) -> float:
+def growth(sizes: list[int], micros: list[float]) -> float:
     """Exponent of time over size, least squares on logarithms."""
     xs, ys = [math.log(size) for size in sizes], [math.log(value) for value in micros]
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
@@ -86,11 +87,11 @@ def _one_size(size: int, repeats: int) -> tuple[float, float, float]:
     """Microseconds of a reconcile at ease and under pressure, and nanoseconds of one renewal."""
     arbiter = _arbiter(size)
     device = arbiter.books.devices[CARD]
-    ease = _best_us(lambda: publishing.publish(arbiter.books, device, 1.0), repeats)
+    ease = best_us(lambda: publishing.publish(arbiter.books, device, 1.0), repeats)
     handles = tuple(lease.handle for lease in arbiter.books.leases)[:2000]
-    renew = _best_us(lambda: arbiter.heartbeat(Beat(handles=handles), 1.0), repeats) / len(handles) * 1000
+    renew = best_us(lambda: arbiter.heartbeat(Beat(handles=handles), 1.0), repeats) / len(handles) * 1000
     _squeeze(arbiter, 2 * size * UNIT)
-    full = _best_us(lambda: publishing.publish(arbiter.books, device, 1.0), repeats)
+    full = best_us(lambda: publishing.publish(arbiter.books, device, 1.0), repeats)
     return ease, full, renew
 
 
@@ -106,6 +107,6 @@ def rows_(quick: bool) -> list[rows.Row]:
         values = [each[place] for each in measured]
         for size, value in zip(sizes, values, strict=True):
             found.append(rows.Row(name=f"{name}, {size} leases", unit=unit, median=value, rounds=repeats))
-        growth = _growth(sizes, values)
-        found.append(rows.Row(name=f"{name}, growth exponent", unit="", median=growth, rounds=len(sizes)))
+        exponent = growth(sizes, values)
+        found.append(rows.Row(name=f"{name}, growth exponent", unit="", median=exponent, rounds=len(sizes)))
     return found

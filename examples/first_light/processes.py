@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _LEASH = Path(__file__).with_name("leash.py")
 _ROOT = Path(__file__).parents[2]
 #: A worker looks up from its work about once a second, and the arbiter drains for a few seconds.
 _POLITE_S = 15.0
 _KILL_S = 5.0
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block has ended; for the main thread.
+
+    Inside, what was begun is finished: no process is started that nobody knows, and none is half stopped.
+    """
+    came: list[tuple[int, FrameType | None]] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = {number: signal.signal(number, lambda number, frame: came.append((number, frame))) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, reaction in former.items():
+            signal.signal(number, reaction)
+    for received, frame in came:
+        reaction = former[signal.Signals(received)]
+        if callable(reaction):
+            reaction(received, frame)
 
 
 @dataclass(slots=True)
@@ -56,8 +83,10 @@ class Children:
         self._logs = logs
         self._all: list[Child] = []
 
-    def start(self, name: str, module: str, *arguments: str) -> Child:
+    def start(self, name: str, module: str, *arguments: str, piped: bool = False) -> Child:
         """Runs `python -m module arguments`; output goes to a log file that carries on where a former one ended.
+
+        With `piped`, only its standard error goes there, and the caller reads and writes the pipes of the rest.
 
         Raises:
             OSError: The process could not be started.
@@ -66,19 +95,19 @@ class Children:
         command = [sys.executable, str(_LEASH), str(os.getpid()), sys.executable, "-m", module, *arguments]
         # What this process can import its children can import, wherever the packages are.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        with log.open("ab") as output:
+        with log.open("ab") as output, undisturbed():
             process = subprocess.Popen(
                 command,
                 cwd=_ROOT,
                 env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else output,
+                stderr=output if piped else subprocess.STDOUT,
                 # Ctrl-C in the terminal reaches this process alone, which then stops the others in order.
                 start_new_session=True,
             )
-        child = Child(name, process, log)
-        self._all.append(child)
+            child = Child(name, process, log)
+            self._all.append(child)
         return child
 
     def kill(self, child: Child) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from arbiter_sidecar.adapters import amd, drm, procfs
-from arbiter_sidecar.types import GIB, MIB, Attribution, DeviceKind, Process
+from arbiter_sidecar.types import GIB, MIB, Attribution, DeviceKind, Guest, Process
 from tests.adapters import sysfs_cards
 from tests.adapters.proc_tree import ProcTree
 
@@ -74,6 +74,18 @@ def test_holder_gets_the_clients_of_its_tree_and_the_rest_is_foreign(machine: Pr
     assert sample.foreign_bytes == 6 * GIB - held
 
 
+def test_guest_holds_what_it_holds_and_is_foreign_all_the_same(machine: ProcTree, tmp_path: Path) -> None:
+    machine.process(60)
+    machine.process(51, parent=50)
+    machine.descriptor(60, 3, "/dev/dri/renderD128", _fdinfo(7, "1048576 KiB"))
+    machine.descriptor(51, 3, "/dev/dri/renderD128", _fdinfo(8, "512 MiB"))
+    guests = [Process(60, 1000), Process(51, 1000)]
+    sample = _probe(tmp_path).sample([_HOLDER], guests)
+    assert sample.held_bytes == {_HOLDER: 512 * MIB}
+    assert sample.foreign_bytes == 6 * GIB - 512 * MIB
+    assert sample.guests == {guests[0]: Guest(GIB, GIB), guests[1]: Guest(0, 0)}
+
+
 def test_newer_kernels_key_is_understood(machine: ProcTree) -> None:
     machine.descriptor(50, 3, "/dev/dri/renderD128", _fdinfo(7, "64 MiB", key="drm-resident-vram"))
     assert drm.vram_bytes(procfs.ProcFs(machine.root), [50], _PCI) == 64 * MIB
@@ -98,6 +110,8 @@ def test_holder_is_unknown_when_its_descriptors_are_refused(
     assert sample.held_bytes == {_HOLDER: None}
     assert sample.foreign_bytes is None
     assert "run the arbiter as the same user" in sample.detail
+    sample = probe.sample([], [_HOLDER])
+    assert (sample.guests, sample.foreign_bytes, sample.detail) == ({}, 6 * GIB, "")
 
 
 @pytest.mark.parametrize("missing", ["node", "folder", "memory"])

@@ -20,7 +20,7 @@ def _machine(tmp_path: Path) -> procfs.ProcFs:
 
 
 def test_nothing_is_foreign_by_rule_none() -> None:
-    assert foreign.parse("none", _PROC).measure(None, set()) == foreign.Measured(0)
+    assert foreign.parse("none", _PROC).measure(None, set()) == foreign.Measured(0, looked_at=frozenset())
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_listed_processes_count_unless_they_are_a_holders(child: Child, tmp_path
     assert both is not None
     assert one is not None
     assert both > one >= 32 * MIB
-    assert rule.measure(0, {os.getpid(), child.pid}) == foreign.Measured(0)
+    assert rule.measure(0, {os.getpid(), child.pid}).size_bytes == 0
 
 
 def test_listed_processes_are_unknown_when_one_hides(child: Child, tmp_path: Path) -> None:

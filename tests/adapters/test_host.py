@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from arbiter_sidecar.adapters import host, procfs
-from arbiter_sidecar.types import GIB, MIB, Attribution, DeviceKind, Process
+from arbiter_sidecar.types import GIB, MIB, Attribution, DeviceKind, Guest, Process
 from tests.adapters.child import Child, process_of, without_rights
 from tests.adapters.proc_tree import ProcTree
 
@@ -123,6 +123,51 @@ def test_machine_mode_leaves_the_rest_to_strangers(child: Child) -> None:
     assert held is not None
     assert sample.foreign_bytes is not None
     assert sample.used_bytes == held + sample.foreign_bytes
+
+
+@pytest.mark.parametrize(("word", "counted"), [("none", False), ("machine", True)])
+def test_guest_is_foreign_as_far_as_the_rule_says(child: Child, word: str, counted: bool) -> None:
+    child.tree(_BLOCK)
+    child.tell(f"hold {_BLOCK}")
+    sample = _budgeted(word).sample([], [child.process])
+    guest = sample.guests[child.process]
+    assert 2 * _BLOCK <= guest.held_bytes <= 2 * _BLOCK + _SLACK
+    assert guest.foreign_bytes == (guest.held_bytes if counted else 0)
+    assert sample.held_bytes == {}
+
+
+def test_guest_is_foreign_as_far_as_it_is_listed(child: Child, tmp_path: Path) -> None:
+    (below,) = child.tree(_BLOCK)
+    listing = tmp_path / "pids"
+    listing.write_text(f"{below}\n")
+    sample = _budgeted(f"pids:{listing}").sample([], [child.process])
+    guest = sample.guests[child.process]
+    assert sample.foreign_bytes is not None
+    # Shares of pages are counted anew with each reading.
+    assert abs(guest.foreign_bytes - sample.foreign_bytes) <= _SLACK
+    assert _BLOCK <= guest.foreign_bytes < guest.held_bytes
+
+
+def test_guest_below_a_holder_is_part_of_it_and_one_above_keeps_the_rest(child: Child) -> None:
+    (below,) = child.tree(_BLOCK)
+    inner = process_of(below)
+    above = _budgeted().sample([inner], [child.process])
+    assert above.guests[child.process].held_bytes <= _SLACK
+    under = _budgeted().sample([child.process], [inner])
+    held = under.held_bytes[child.process]
+    assert held is not None
+    assert held >= _BLOCK
+    assert under.guests == {inner: Guest(0, 0)}
+
+
+def test_guest_is_left_out_when_it_cannot_be_read(child: Child) -> None:
+    probe = host.HostMemoryProbe(host.HostConfig())
+    child.tell("hide")
+    with without_rights():
+        sample = probe.sample([], [child.process])
+    assert sample.guests == {}
+    assert (sample.foreign_bytes or 0) > 0, "others are measured all the same"
+    assert sample.detail == ""
 
 
 def test_estimate_is_said_when_the_kernel_has_no_proportional_share(tmp_path: Path) -> None:

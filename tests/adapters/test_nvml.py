@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from arbiter_sidecar.adapters import nvml
-from arbiter_sidecar.types import GIB, MIB, Attribution, DeviceKind, DeviceSample, Process
+from arbiter_sidecar.types import GIB, MIB, Attribution, DeviceKind, DeviceSample, Guest, Process
 from tests import fake_nvml
 from tests.adapters.child import Child, process_of
 from tests.adapters.proc_tree import ProcTree
@@ -95,6 +95,29 @@ def test_process_that_we_cannot_see_is_foreign(driver: Insert, child: Child) -> 
     sample = _probe().sample([child.process])
     assert sample.held_bytes == {child.process: GIB}
     assert sample.foreign_bytes == 3 * GIB
+
+
+def test_guest_holds_what_it_holds_and_is_foreign_all_the_same(driver: Insert, child: Child) -> None:
+    (below,) = child.tree(0)
+    driver(_card(used_bytes=7 * GIB, compute={child.pid: 3 * GIB, below: GIB, os.getpid(): 2 * GIB}))
+    sample = _probe().sample([], [child.process])
+    assert sample.guests == {child.process: Guest(4 * GIB, 4 * GIB)}
+    assert (sample.held_bytes, sample.foreign_bytes) == ({}, 7 * GIB)
+
+
+def test_guest_below_a_holder_is_part_of_it(driver: Insert, child: Child) -> None:
+    (below,) = child.tree(0)
+    guest = process_of(below)
+    driver(_card(used_bytes=4 * GIB, compute={child.pid: 3 * GIB, below: GIB}))
+    sample = _probe().sample([child.process], [guest])
+    assert sample.held_bytes == {child.process: 4 * GIB}
+    assert sample.guests == {guest: Guest(0, 0)}
+
+
+def test_guest_is_left_out_when_the_driver_says_na(driver: Insert, child: Child) -> None:
+    driver(_card(used_bytes=3 * GIB, compute={child.pid: None}))
+    sample = _probe().sample([], [child.process])
+    assert (sample.guests, sample.foreign_bytes) == ({}, 3 * GIB)
 
 
 def test_memory_of_a_killed_holder_is_its_own_until_the_driver_forgets_it(driver: Insert, child: Child) -> None:

@@ -31,7 +31,8 @@ class Slow:
     def facts(self) -> DeviceFacts:
         return self._static.facts
 
-    def sample(self, holders: Sequence[Process]) -> DeviceSample:
+    def sample(self, holders: Sequence[Process], guests: Sequence[Process] = ()) -> DeviceSample:
+        del guests
         self.calls += 1
         number = self.calls
         self.threads.add(threading.current_thread().name)
@@ -191,7 +192,7 @@ from arbiter_sidecar.adapters import probing, static
 from arbiter_sidecar.types import GIB
 
 class Hung(static.StaticProbe):
-    def sample(self, holders):
+    def sample(self, holders, guests):
         threading.Event().wait()
 
 async def main():

@@ -14,7 +14,7 @@ from arbiter_sidecar.ledger.devices import DeviceBook
 from arbiter_sidecar.ledger.kv import KvPlan
 from arbiter_sidecar.ledger.leases import Lease
 from arbiter_sidecar.ledger.plans import Plan
-from arbiter_sidecar.requests import AllocationRequest, Beat, KvShare, PreemptionRequest, ReclaimAck, Report
+from arbiter_sidecar.requests import AllocationRequest, Beat, KvShare, PreemptionRequest, ReclaimAck, Report, ShardPlace
 from arbiter_sidecar.types import (
     GIB,
     Attribution,
@@ -23,6 +23,7 @@ from arbiter_sidecar.types import (
     DeviceKind,
     DeviceSample,
     EventKind,
+    Guest,
     LeaseId,
     LeaseState,
     Priority,
@@ -80,6 +81,7 @@ def wish(
     may_preempt: bool = False,
     labels: Mapping[str, str] | None = None,
     kv: KvShare | None = None,
+    shard: ShardPlace | None = None,
 ) -> AllocationRequest:
     """A request for ``size`` GiB; a rigid one has quality 1 or none, a hidden one has processes nobody can see."""
     return AllocationRequest(
@@ -102,6 +104,7 @@ def wish(
         may_preempt=may_preempt,
         labels=labels or {},
         kv=kv,
+        shard=shard,
     )
 
 
@@ -166,6 +169,8 @@ def describe(effect: effects.Effect) -> str:
         return f"reserved {effect.ticket} {effect.reservation.reservation_id} {effect.reservation.tokens}"
     if isinstance(effect, effects.ReservationRefused):
         return f"not reserved {effect.ticket} {effect.error!r}"
+    if isinstance(effect, effects.ShardsChanged):
+        return f"shards changed {effect.group.name} {effect.group.version}"
     lease = effect.lease
     return f"{type(effect).__name__} {lease.lease_id} {lease.revision} {lease.quality!r} {lease.end_reason.name}"
 
@@ -284,6 +289,7 @@ class Desk:
         fence: int | None = None,
         achievable: float | None = None,
         used: int | None = None,
+        latencies: tuple[float, ...] = (),
         busy: float = 0.0,
         acks: tuple[ReclaimAck, ...] = (),
     ) -> BeatResult:
@@ -295,6 +301,7 @@ class Desk:
             outcome=outcome,
             achievable_quality=achievable,
             used_memory_bytes=used,
+            shard_latencies_us=latencies,
             busy_for_s=busy,
             reclaim_acks=acks,
         )
@@ -346,8 +353,13 @@ class Desk:
         available: float | None = None,
         lost: bool = False,
         name: str = "gpu",
+        guests: Mapping[int, float] | None = None,
+        guests_count: bool = True,
     ) -> None:
-        """A sample in GiB by process id; foreign use is said to be 0 unless told otherwise."""
+        """A sample in GiB by process id; foreign use is said to be 0 unless told otherwise.
+
+        ``guests`` are processes that ask for a lease; where they count, ``foreign`` has to contain what they hold.
+        """
         sample = DeviceSample(
             DeviceId(name),
             used_bytes=None if used is None else gib(used),
@@ -355,6 +367,9 @@ class Desk:
             foreign_bytes=None if foreign is None else gib(foreign),
             machine_available_bytes=None if available is None else gib(available),
             lost=lost,
+            guests={
+                process(pid): Guest(gib(size), gib(size) if guests_count else 0) for pid, size in (guests or {}).items()
+            },
         )
         self.arbiter.observe(sample, self.now if taken_at is None else taken_at, self.now)
         self.collect()

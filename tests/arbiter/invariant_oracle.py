@@ -39,6 +39,7 @@ class Invariants(Oracle):
         self.available_charged_draining_and_foreign_are_the_capacity()
         self.nothing_is_left_when_all_have_gone()
         self.pressure_is_what_is_promised_draining_and_foreign()
+        self.level_is_that_of_the_pressure()
         self.every_request_has_one_outcome()
         self.heads_are_passed_a_bounded_number_of_times()
         self.told_stays_within_what_was_agreed()
@@ -129,6 +130,7 @@ class Invariants(Oracle):
             if truth.residue is None:
                 assert truth.lease.revision == truth.revision or not truth.revision
                 assert truth.directive == directive_of(truth.lease)
+                assert truth.limit == truth.lease.limit_bytes
         assert self.desk.books.revision >= self.revision
         self.revision = self.desk.books.revision
 
@@ -212,9 +214,10 @@ class Invariants(Oracle):
             assert book.level >= PressureLevel(1 + sum(book.pressure >= bound for bound in LEVELS))
 
     def level_is_that_of_the_pressure(self) -> None:
-        """After a sample the level has fallen as well, where the pressure is below its boundary by the margin."""
-        held = sum(self.pressure_of(CARD) >= bound - LEVEL_MARGIN for bound in LEVELS)
-        assert self.desk.device(CARD).level <= PressureLevel(1 + held)
+        """The level has fallen as well, at once, where the pressure is below its boundary by the margin."""
+        for name in SIZES:
+            held = sum(self.pressure_of(name) >= bound - LEVEL_MARGIN for bound in LEVELS)
+            assert self.desk.device(name).level <= PressureLevel(1 + held)
 
     def pressure_of(self, name: str) -> float:
         """How full a device is, by what was told and measured."""

@@ -11,6 +11,7 @@ What must hold at the moment of an event is checked here, in a method that says 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from arbiter_sidecar import errors
@@ -40,6 +41,8 @@ class Truth:
         beat_at: When it last gave a valid sign of life.
         quiet_until: Until when silence was agreed.
         revision: Of the newest directive.
+        limit: What it was told last, by the events that say so.
+        told_at: When its target was moved, or it was ordered to give a part; samples from before that prove nothing.
         over: It was measured above its limit since it was told.
         residue: What is held for it after its end; ``None`` while it lives.
         zeros: When nothing was measured of it after the end, since something was.
@@ -53,6 +56,8 @@ class Truth:
     beat_at: float
     quiet_until: float
     revision: int
+    limit: int
+    told_at: float
     over: bool = False
     residue: int | None = None
     zeros: list[float] = field(default_factory=list)
@@ -142,16 +147,27 @@ class Oracle:
         sent_at = truth.beat_at - on_its_way_s
         truth.client_stops = max(truth.client_stops, sent_at + truth.lease.request.ttl_s)
 
-    def ceiling_follows(self) -> None:
-        """A sample came: the ceiling falls at once and rises by a quarter of the gap to what is known of strangers."""
-        known, found = self.ceilings[CARD], max(0, gib(SIZES[CARD]) - self.foreign)
+    def claimed(self, before: Mapping[str, int | None]) -> int:
+        """What a sample has shown for the first time of leases, of whom nothing was measured ``before``."""
+        unread = (self.truths[name] for name, found in before.items() if found is None)
+        return sum(truth.lease.measured_bytes or 0 for truth in unread if truth.lease.device_id == CARD)
+
+    def ceiling_follows(self, claimed: int) -> None:
+        """A sample came: the ceiling falls at once and rises by a quarter of the gap to what is known of strangers.
+
+        At once as well by what of their fall was ``claimed`` by leases: that was no stranger that let go for a moment.
+        """
+        found = max(0, gib(SIZES[CARD]) - self.foreign)
+        known = min(found, self.ceilings[CARD] + claimed) if found > self.ceilings[CARD] else self.ceilings[CARD]
         near = found <= known or found - known < capacity.SNAP_BYTES
         self.ceilings[CARD] = found if near else known + (found - known) // 4
 
-    def measured(self, truth: Truth, limit: int) -> None:
-        """A living lease was measured: a fall to its limit confirms that."""
+    def measured(self, truth: Truth, limit: int, taken_at: float) -> None:
+        """A living lease was measured: a fall to its limit confirms that, if it was measured after it was told."""
         found = truth.lease.measured_bytes
         assert found is not None
+        if taken_at < truth.told_at:
+            return
         if found > limit:
             truth.over = True
         elif truth.over:
@@ -183,13 +199,7 @@ class Oracle:
                 self.every_ticket_is_answered_once(effect)
             elif isinstance(effect, effects.Happened):
                 self.counted(effect)
-                truth = self.truths.get(effect.lease_id)
-                if truth is not None and int(effect.fields.get("credited_bytes", "0")):
-                    # It may have been told less in the same command, when its new size was shared out.
-                    truth.promised = max(truth.promised, int(effect.fields["memory_limit_bytes"]))
-                    promised_on.add(truth.lease.device_id)
-                charge = truth.charge if truth is not None else 0
-                self.watch.happened(effect, truth.lease if truth is not None else None, charge, self.desk.now)
+                promised_on |= self.moved(effect)
         for truth in self.truths.values():
             self.watch.each_freed_byte_is_credited_once(truth.lease)
         charges = {name: truth.charge for name, truth in self.truths.items()}
@@ -209,11 +219,33 @@ class Oracle:
         self.fences_grow_across_restarts(lease)
         assert lease.lease_id not in self.truths
         now, window = self.desk.now, lease.request.startup_window_s
-        truth = self.truths[lease.lease_id] = Truth(lease, promised, now, now + window, 0)
+        truth = self.truths[lease.lease_id] = Truth(lease, promised, now, now + window, 0, promised, now)
         truth.client_stops = now + max(lease.request.ttl_s, window)
         truth.directive = directive_of(lease)
         assert not self.draining
         return {lease.device_id} if promised else set()
+
+    def moved(self, event: effects.Happened) -> set[str]:
+        """An event moves the limit of a lease, or says something of a preemption; a credit is a promise."""
+        truth, now = self.truths.get(event.lease_id), self.desk.now
+        if truth is None:
+            self.watch.happened(event, None, 0, 0, now)
+            return set()
+        credited = int(event.fields.get("credited_bytes", "0")) > 0
+        if event.kind is EventKind.QUALITY_CHANGED or credited:
+            truth.limit = int(event.fields["memory_limit_bytes"])
+        if credited:
+            # It may have been told less in the same command, when its new size was shared out.
+            truth.promised = max(truth.promised, truth.limit)
+        part = event.kind is EventKind.RECLAIM_REQUESTED and event.fields["whole"] == "False"
+        if part:
+            truth.limit -= int(event.fields["memory_bytes"])
+        if part or event.kind is EventKind.QUALITY_CHANGED:
+            truth.told_at = now
+        if part or credited or event.kind is EventKind.QUALITY_CHANGED:
+            truth.over = (truth.lease.measured_bytes or 0) > truth.limit
+        self.watch.happened(event, truth.lease, truth.charge, truth.limit, now)
+        return {truth.lease.device_id} if credited else set()
 
     def fences_grow_across_restarts(self, lease: Lease) -> None:
         """A new lease has a fence above every earlier one of its device, whichever arbiter gave those out."""
@@ -242,7 +274,6 @@ class Oracle:
         rises = truth.residue is None and lease.limit_bytes > truth.promised
         if lease.revision > truth.revision:
             truth.revision = lease.revision
-            truth.over = lease.measured_bytes is not None and lease.measured_bytes > lease.limit_bytes
             truth.promised = max(truth.promised, lease.limit_bytes)
         truth.directive = directive_of(lease)
         assert lease.revision == truth.revision
@@ -300,16 +331,31 @@ class Oracle:
         assert self.dead(truth)
 
     def bytes_return_only_by_measurement(self, lease: Lease) -> None:
-        """Bytes are declared gone: measured so, or held for the lock delay where they could never be measured."""
+        """Bytes are declared gone: measured so, or held for the lock delay where they could never be measured.
+
+        Or they have not gone, and are from now on those of a new lease that names all the processes they belong to.
+        """
         truth = self.truths[lease.lease_id]
         self.bytes_of_a_lease_leave_once(truth, drained=True)
         lost = lease.device_id == CARD and self.desk.device(CARD).lost
         if lease.measured_bytes is not None and not lost:
-            assert len(truth.zeros) >= RULES.zero_samples
-            assert truth.zeros[-1] - truth.zeros[0] >= RULES.zero_span_s
+            many = len(truth.zeros) >= RULES.zero_samples
+            if not many or truth.zeros[-1] - truth.zeros[0] < RULES.zero_span_s:
+                heir = self.heir_of(lease)
+                assert heir is not None
+                assert (heir.measured_bytes or 0) >= truth.charge
         elif not lost:
             assert self.desk.now >= lease.ended_at + max(RULES.lock_delay_s, 2 * lease.request.ttl_s)
         truth.drained = True
+
+    def heir_of(self, former: Lease) -> Lease | None:
+        """The lease that is being granted in this command to all the processes of one that has ended."""
+        named = frozenset(former.request.processes)
+        fresh = (
+            lease for lease in self.desk.device(former.device_id).live.values() if lease.lease_id not in self.truths
+        )
+        heirs = (lease for lease in fresh if named and named.issubset(lease.request.processes))
+        return next(heirs, None)
 
     def accounted_within_usable_at_each_grant(self, name: str) -> None:
         """Whoever was promised something: with all that was promised, measured and foreign, it fits."""

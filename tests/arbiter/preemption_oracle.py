@@ -27,6 +27,7 @@ class Order:
         whole: The lease as a whole was wanted.
         machine: Nobody asked for it but the machine.
         baseline: What was charged or measured when it was sent.
+        limit: What it left the holder.
         answered: The holder has answered.
     """
 
@@ -36,6 +37,7 @@ class Order:
     whole: bool
     machine: bool
     baseline: int
+    limit: int
     answered: bool = False
 
 
@@ -56,8 +58,11 @@ class Watch:
     taken: set[tuple[str, str]] = field(default_factory=set)
     batches: dict[str, list[tuple[str, int, bool]]] = field(default_factory=dict)
 
-    def happened(self, event: effects.Happened, lease: Lease | None, charge: int, now: float) -> None:
-        """One event of a preemption; ``lease`` is the one it names and ``charge`` what is left alone for its sake."""
+    def happened(self, event: effects.Happened, lease: Lease | None, charge: int, limit: int, now: float) -> None:
+        """One event of a preemption.
+
+        ``lease`` is the one it names, ``charge`` what is left alone for its sake, ``limit`` what it was told by then.
+        """
         plan_id = event.fields.get("plan_id", "")
         if event.kind is EventKind.PREEMPTION_PLANNED:
             self.asked_by[plan_id] = event.fields["priority"]
@@ -65,7 +70,7 @@ class Watch:
             self.named.add(event.request_id)
         elif event.kind is EventKind.RECLAIM_REQUESTED:
             assert lease is not None
-            self._order(event, lease, charge, plan_id, now)
+            self._order(event, lease, charge, limit, now)
         elif event.kind is EventKind.PREEMPTION_SETTLED:
             self.closed_at[plan_id] = now
             if event.fields["outcome"] == "enough" and event.lease_id:
@@ -73,7 +78,8 @@ class Watch:
                 assert gained <= min(int(event.fields["confirmed_bytes"]), int(event.fields["need_bytes"]))
                 self.settled[event.lease_id] = self.settled.get(event.lease_id, 0) + gained
 
-    def _order(self, event: effects.Happened, lease: Lease, charge: int, plan_id: str, now: float) -> None:
+    def _order(self, event: effects.Happened, lease: Lease, charge: int, limit: int, now: float) -> None:
+        plan_id = event.fields["plan_id"]
         asked_by, whole = self.asked_by[plan_id], event.fields["whole"] == "True"
         earlier = self.orders.setdefault(lease.lease_id, [])
         machine = asked_by == "machine"
@@ -90,7 +96,7 @@ class Watch:
             charge = earlier[-1].baseline
         elif whole:
             charge = min(charge, int(event.fields["memory_bytes"]))
-        earlier.append(Order(now, plan_id, deadline, whole, machine, charge))
+        earlier.append(Order(now, plan_id, deadline, whole, machine, charge, limit))
 
     def victims_are_lower_and_held_long_enough(self, lease: Lease, asked_by: Priority, whole: bool, now: float) -> None:
         """Who is asked stands below the requester by the gap at least, and has been held for its minimum time."""
@@ -139,6 +145,14 @@ class Watch:
         elif not wholes or len(wholes) < len(batch):
             assert asked == missing
         assert not any(asked - amount >= missing for amount in wholes)
+
+    def left_by(self, lease: Lease, limit: int, freed: int | None) -> int:
+        """What a holder says that it keeps when it answers its order: all that was left to it, or what it has freed.
+
+        Its words are about the order that it answers, whatever it has been told since.
+        """
+        order = self.orders[lease.lease_id][-1]
+        return max(limit, order.limit, 0 if freed is None else order.baseline - freed)
 
     def answered(self, lease: Lease) -> None:
         """A holder answers what it was asked last, or does what it was told last."""

@@ -185,6 +185,7 @@ class Machine(RuleBasedStateMachine, World):
         achievable=st.sampled_from((None, 0.35, 0.7, 0.95, 1.0)),
         busy=st.sampled_from((0.0, 0.0, 9.0)),
         ack=st.sampled_from((None, None, False, True)),
+        freed=st.sampled_from((0.0, 0.0, 0.5, 3.0)),
     )
     def report(
         self,
@@ -195,9 +196,10 @@ class Machine(RuleBasedStateMachine, World):
         achievable: float | None,
         busy: float,
         ack: bool | None,
+        freed: float,
     ) -> None:
         """A report, true or not."""
-        self.say(self.pick(choice), outcome, lie, wrong_fence, achievable, busy, ack)
+        self.say(self.pick(choice), outcome, lie, wrong_fence, achievable, busy, ack, freed)
 
     @precondition(lambda self: bool(self.truths))
     @rule(choice=st.integers(0, 9), wrong=st.sampled_from((False, False, True)))

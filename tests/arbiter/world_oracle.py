@@ -71,12 +71,14 @@ class World(Invariants):
         achievable: float | None = None,
         busy: float = 0.0,
         ack: bool | None = None,
+        freed: float = 0.0,
     ) -> None:
-        """One report, and what it means."""
+        """One report, and what it means; an order to give is answered with what was freed, in GiB, or as done."""
         lease = truth.lease
         order = lease.reclaim if ack is not None else None
-        acks = () if order is None else (ReclaimAck(reclaim_id=order.reclaim_id, done=bool(ack)),)
-        given = order is not None and ack is True and not order.whole
+        acks: tuple[ReclaimAck, ...] = ()
+        if order is not None:
+            acks = (ReclaimAck(reclaim_id=order.reclaim_id, freed_bytes=gib(freed), done=bool(ack)),)
         dead, told, limit = self.dead(truth), lease.revision, lease.limit_bytes
         applied = lease.applied_revision
         result = self.desk.report(
@@ -96,8 +98,9 @@ class World(Invariants):
             news = lie == 0 and told > applied
             if order is not None or (news and outcome is not ReportOutcome.DEFERRED):
                 self.watch.answered(lease)
-            if given:
-                truth.promised = limit
+            if order is not None and not order.whole:
+                left = self.watch.left_by(lease, limit, None if ack else gib(freed))
+                truth.promised = min(truth.promised, left)
             if news and outcome in (ReportOutcome.APPLIED, ReportOutcome.NONE):
                 truth.promised, truth.over = limit, False
         self.look()
@@ -162,8 +165,9 @@ class World(Invariants):
         limits_before = {name: truth.lease.limit_bytes for name, truth in self.truths.items()}
         desk.sample(held, foreign=None if blind else foreign, taken_at=taken_at, name=CARD)
         if not blind:
+            fell = max(0, self.foreign - gib(foreign))
             self.sampled_at, self.foreign = taken_at, gib(foreign)
-        self.ceiling_follows()
+            self.ceiling_follows(min(fell, self.claimed(before)))
         for name, truth in self.truths.items():
             seen = truth.lease.request.processes
             readable = seen and all(held[each.pid] is not None for each in seen)
@@ -172,11 +176,10 @@ class World(Invariants):
             if not readable:
                 assert truth.lease.measured_bytes == before[name], "not knowing is no measurement"
             elif truth.residue is None:
-                self.measured(truth, limits_before[name])
+                self.measured(truth, limits_before[name], taken_at)
             elif taken_at >= truth.lease.ended_at:
                 self.measured_after_end(truth, taken_at)
         self.look()
-        self.level_is_that_of_the_pressure()
 
     def pass_time(self, seconds: float) -> None:
         """What is due by then is done, however long the arbiter was away."""

@@ -115,7 +115,7 @@ def test_nobody_is_told_twice_or_after_leaving() -> None:
     asked.fail(GONE)
     giving = Return("l", 1, until=1.0)
     giving.future.cancel()
-    giving.deliver(already_released=True)
+    giving.deliver(True)
     assert asked.future.cancelled()
     assert giving.future.cancelled()
 
@@ -159,7 +159,7 @@ def test_whoever_was_told_something_is_told_nothing_else() -> None:
     assert not asked.deliver(Preemption())
     asked.fail(errors.Learning())
     assert asked.future.exception() is GONE
-    giving.deliver(already_released=True)
+    giving.deliver(True)
     giving.fail(GONE)
     giving.deliver(already_released=False)
     assert giving.future.result() is True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiter_sidecar import config
+from arbiter_sidecar import config, config_values
 from arbiter_sidecar.config import Config, ConfigError, Loaded
 
 TOML = """
@@ -146,5 +146,5 @@ def test_tables_are_read_when_the_file_has_them(tmp_path: Path) -> None:
     assert found.static_devices == (("gpu0", 24 << 30), ("gpu1", 1024))
     assert found.sample_interval_s == 0.25
     assert found.max_leases == 10
-    assert [found.min_quality[kind] for kind in config.TYPE_NAMES.values()] == [0.6, 0.3, 0.25, 0.4]
-    assert [found.elasticity[kind] for kind in config.TYPE_NAMES.values()] == [0.5, 0.5, 0.9, 0.5]
+    assert [found.min_quality[kind] for kind in config_values.TYPE_NAMES.values()] == [0.6, 0.3, 0.25, 0.4]
+    assert [found.elasticity[kind] for kind in config_values.TYPE_NAMES.values()] == [0.5, 0.5, 0.9, 0.5]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from arbiter_sidecar import config
+from arbiter_sidecar import config, config_values
 from arbiter_sidecar.config import OPTIONS, Config, ConfigError, Option
+from arbiter_sidecar.policy.balance import Objective
 from arbiter_sidecar.policy.quality import QualityPolicy
 from arbiter_sidecar.types import WorkloadType
 
@@ -142,9 +143,9 @@ def test_value_is_refused_when_it_is_bad(name: str, raw: object) -> None:
 @pytest.mark.parametrize(
     ("option", "raw"),
     [
-        pytest.param(option, raw, id=f"{option.key}-{raw!r}")
+        pytest.param(option, raw, id=f"{option.key}-{type(raw).__name__}{place}")
         for option in OPTIONS
-        for raw in NEVER
+        for place, raw in enumerate(NEVER)
         if not (isinstance(raw, bool) and option.key in SWITCHES)
     ],
 )
@@ -195,7 +196,7 @@ def test_default_is_taken_when_it_is_written_out(option: Option) -> None:
     elif isinstance(default, int):
         assert option.parse(str(default)) == default
     elif option.name in ("min_quality", "elasticity"):
-        names = {kind: name for name, kind in config.TYPE_NAMES.items()}
+        names = {kind: name for name, kind in config_values.TYPE_NAMES.items()}
         assert option.parse(",".join(f"{names[kind]}={share}" for kind, share in default.items())) == default
     else:
-        assert default in ((), "", None, "info", "auto", QualityPolicy.ADAPTIVE)
+        assert default in ((), "", None, "info", "auto", QualityPolicy.ADAPTIVE, Objective.THROUGHPUT)

@@ -59,6 +59,7 @@ def test_grpcurl_lists_and_describes_everything_that_is_served(tmp_path: Path) -
         services = grpcurl.run(str(server.socket), "list").stdout.split()
         assert services == [
             "arbiter.v1.ArbiterService",
+            "arbiter.v1.BalanceService",
             "arbiter.v1.StateService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
@@ -83,6 +84,18 @@ def test_grpcurl_calls_every_method(tmp_path: Path) -> None:
         assert answered["correlation_id"] == "7"
         (state,) = grpcurl.call("StateService/GetState")
         assert len(state["leases"]) == 2
+        assert "NotFound" in grpcurl.fails("BalanceService/EvaluateBalance", group="nothing")
+        split = {"group": "m", "name": "a", "layers": 4}
+        (shard,) = grpcurl.call("ArbiterService/Allocate", **WISH, shard=split)
+        (found,) = grpcurl.call("BalanceService/EvaluateBalance", group="m")
+        assert found["missing"] == ["a"]
+        (moved,) = grpcurl.call(
+            "BalanceService/ApplyAssignment", group="m", assignment=[{"shard": "a", "layer_begin": 0, "layer_end": 4}]
+        )
+        assert moved["group"]["moving"] is True
+        models = grpcurl.run("-d", "{}", str(server.socket), "arbiter.v1.BalanceService/WatchBalance", max_time_s=1)
+        assert '"group": "m"' in models.stdout
+        grpcurl.call("ArbiterService/Release", lease_id=shard["lease"]["lease_id"], fence=shard["lease"]["fence"])
         (why,) = grpcurl.call("StateService/Explain", lease_id=lease_id)
         assert why["rule"] == "best"
         watched = grpcurl.run(
@@ -102,7 +115,7 @@ def test_grpcurl_calls_every_method(tmp_path: Path) -> None:
         )
         assert [each["reason"] for each in plan["rejected"]] == ["priority_gap"]
         for method in ("ReserveKv", "CompleteKv"):
-            assert "Unimplemented" in grpcurl.fails(f"ArbiterService/{method}")
+            assert "InvalidArgument" in grpcurl.fails(f"ArbiterService/{method}")
 
 
 def test_grpcurl_shows_every_fault_of_a_request(tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ from arbiter_sidecar.types import LeaseId
 
 def may_give(each: Candidate, requester: Requester | None, now: float, rules: Rules) -> tuple[int, int]:
     """What a candidate may be made to shed, and what it frees when it is taken whole."""
-    if not each.healthy:
-        return 0, 0
     shed, whole = each.shrinkable, each.whole if rules.revoke else 0
     if requester is None:
+        # The machine itself is short: the silent go as well.
         return shed, whole
-    if each.lease_id == requester.lease_id:
+    if not each.healthy or each.lease_id == requester.lease_id:
         return 0, 0
     tier = each.running_priority or each.priority
     recent = [moment for moment in each.donated_at if moment > now - rules.donation_window_s]

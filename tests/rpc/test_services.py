@@ -21,6 +21,7 @@ from tests.runtime.fakes import GUARD_S
 
 SERVICES = {
     "arbiter.v1.ArbiterService",
+    "arbiter.v1.BalanceService",
     "arbiter.v1.StateService",
     "grpc.health.v1.Health",
     "grpc.reflection.v1alpha.ServerReflection",
@@ -76,7 +77,10 @@ async def test_reflection_describes_every_service(served: Served, service: str) 
     assert service in {f"{file.package}.{each.name}" for file in files for each in file.service}
 
 
-@pytest.mark.parametrize("name", ["", "liveness", "readiness", "arbiter.v1.ArbiterService", "arbiter.v1.StateService"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "liveness", "readiness", "arbiter.v1.ArbiterService", "arbiter.v1.BalanceService", "arbiter.v1.StateService"],
+)
 async def test_everything_is_healthy_when_it_serves(served: Served, name: str) -> None:
     assert await health(served, name) == SERVING
 

@@ -13,6 +13,7 @@ from arbiter_sidecar.types import (
     DeviceId,
     DeviceKind,
     DeviceSample,
+    Guest,
     Process,
 )
 
@@ -67,33 +68,41 @@ class FakeProbe:
         self.failure: str | None = None
         self.lost = False
         self.asked: list[tuple[Process, ...]] = []
+        self.asked_guests: list[tuple[Process, ...]] = []
 
     @property
     def facts(self) -> DeviceFacts:
         """Those it was made with."""
         return self._facts
 
-    def sample(self, holders: Sequence[Process]) -> DeviceSample:
-        """What the test says; raises OSError while there is a failure."""
+    def sample(self, holders: Sequence[Process], guests: Sequence[Process] = ()) -> DeviceSample:
+        """What the test says; raises OSError while there is a failure.
+
+        What guests hold is foreign use, beside the foreign use that the test says.
+        """
         self.asked.append(tuple(holders))
+        self.asked_guests.append(tuple(guests))
         if self.failure is not None:
             raise OSError(self.failure)
         held = {holder: self.held.get(holder, 0) for holder in holders}
+        foreign = self.foreign_bytes + sum(each or 0 for process, each in self.held.items() if process not in held)
+        found = {guest: self.held.get(guest, 0) for guest in guests}
         return DeviceSample(
             self._facts.device_id,
-            used_bytes=self.foreign_bytes + sum(each or 0 for each in held.values()),
+            used_bytes=foreign + sum(each or 0 for each in held.values()),
             held_bytes=held,
-            foreign_bytes=self.foreign_bytes,
+            foreign_bytes=foreign,
             lost=self.lost,
+            guests={guest: Guest(each, each) for guest, each in found.items() if each is not None},
         )
 
     def close(self) -> None:
         """Nothing to let go of."""
 
 
-async def at_once(probe: DeviceProbe, holders: Sequence[Process]) -> DeviceSample:
+async def at_once(probe: DeviceProbe, holders: Sequence[Process], guests: Sequence[Process]) -> DeviceSample:
     """Measures on the spot: a fake does not block."""
-    return probe.sample(holders)
+    return probe.sample(holders, guests)
 
 
 class FakeWatch:

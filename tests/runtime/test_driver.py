@@ -307,10 +307,10 @@ class Hanging:
         self.calls = 0
         self.cancelled = False
 
-    async def __call__(self, probe: DeviceProbe, holders: Sequence[Process]) -> DeviceSample:
+    async def __call__(self, probe: DeviceProbe, holders: Sequence[Process], guests: Sequence[Process]) -> DeviceSample:
         self.calls += 1
         if self.calls == 1:
-            return probe.sample(holders)
+            return probe.sample(holders, guests)
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -347,9 +347,9 @@ async def test_server_starts_when_the_first_measurement_times_out(drive: Drive) 
         await driven.runtime.allocate(wish(1.0))
 
 
-async def too_slow(probe: DeviceProbe, holders: Sequence[Process]) -> DeviceSample:
+async def too_slow(probe: DeviceProbe, holders: Sequence[Process], guests: Sequence[Process]) -> DeviceSample:
     """A watchdog that always bites."""
-    del probe, holders
+    del probe, holders, guests
     raise TimeoutError("the driver has not answered")
 
 
@@ -369,10 +369,10 @@ class Broken:
     def __init__(self) -> None:
         self.calls = 0
 
-    async def __call__(self, probe: DeviceProbe, holders: Sequence[Process]) -> DeviceSample:
+    async def __call__(self, probe: DeviceProbe, holders: Sequence[Process], guests: Sequence[Process]) -> DeviceSample:
         self.calls += 1
         if self.calls == 1:
-            return probe.sample(holders)
+            return probe.sample(holders, guests)
         raise ValueError("not a number")
 
 
@@ -428,7 +428,8 @@ async def test_every_effect_is_carried_out(drive: Drive) -> None:
     # Those of preemption are carried out below and in the tests of its call.
     known = {effects.Granted, effects.Refused, effects.Opened, effects.DirectiveChanged, effects.Ended, effects.Drained}
     preempting = {effects.PlanClosed, effects.ReclaimCancelled}
-    assert {*known, *preempting, effects.Happened} == set(Effect.__args__)
+    kv_and_shards = {effects.Reserved, effects.ReservationRefused, effects.ShardsChanged}
+    assert {*known, *preempting, *kv_and_shards, effects.Happened} == set(Effect.__args__)
 
 
 async def test_settled_is_set_when_no_lease_lives(drive: Drive) -> None:
@@ -483,6 +484,20 @@ async def test_requester_gets_its_bytes_when_the_donor_complies(drive: Drive) ->
     assert taking.limit_bytes == 4 * GIB
 
 
+async def test_bytes_whose_holder_is_believed_are_free_at_the_release(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driven = await drive(Outside())
+    lease = await driven.take(FULL)
+    # Nobody looks for long from here on, unless something is due.
+    monkeypatch.setattr(driver, "PULSE_S", 600.0)
+    await asyncio.sleep(0.01)
+    late = asyncio.create_task(driven.runtime.allocate(replace(FULL, wait_s=300.0)))
+    await until(lambda: len(driven.arbiter.books.queue) == 1)
+    driven.runtime.release(lease.lease_id, lease.fence)
+    assert (await asyncio.wait_for(late, GUARD_S)).lease.alive
+
+
 async def test_everything_is_measured_anew_when_the_machine_has_slept(drive: Drive) -> None:
     clock, measure = FakeClock(), Gated()
     driven = await drive(replace(MEASURED, clock=clock, measure=measure))
@@ -511,9 +526,9 @@ class Gated:
         self.waiting = False
         self.gate = asyncio.Event()
 
-    async def __call__(self, probe: DeviceProbe, holders: Sequence[Process]) -> DeviceSample:
+    async def __call__(self, probe: DeviceProbe, holders: Sequence[Process], guests: Sequence[Process]) -> DeviceSample:
         self.calls += 1
         if self.calls > 2:
             self.waiting = True
             await self.gate.wait()
-        return probe.sample(holders)
+        return probe.sample(holders, guests)

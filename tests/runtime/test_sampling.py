@@ -21,15 +21,18 @@ class Measuring:
     def __init__(self) -> None:
         self.begun = 0
         self.ended = 0
+        self.failing = False
         self.free = asyncio.Event()
         self.free.set()
 
-    async def measure(self, probe: DeviceProbe, holders: Sequence[Process]) -> DeviceSample:
+    async def measure(self, probe: DeviceProbe, holders: Sequence[Process], guests: Sequence[Process]) -> DeviceSample:
         """One sample."""
         self.begun += 1
         await self.free.wait()
         self.ended += 1
-        return probe.sample(holders)
+        if self.failing:
+            raise OSError("no answer")
+        return probe.sample(holders, guests)
 
 
 @asynccontextmanager
@@ -41,6 +44,7 @@ async def sampling(measuring: Measuring, rates: SamplingRates, *, eager: bool = 
         clock=FakeClock(),
         rates=rates,
         holders=tuple,
+        guests=tuple,
         eager=lambda: eager,
         on_sample=lambda sample, taken_at: None,
         on_failure=lambda detail: None,
@@ -94,3 +98,24 @@ async def test_hurry_brings_the_quick_samples_forward_and_no_sample_at_once() ->
         sampler.hurry()
         await until(lambda: measuring.ended == 2)
         assert loop.time() - begun >= eager_s / 2
+
+
+async def test_fresh_sample_is_one_that_began_after_it_was_asked_for() -> None:
+    measuring = Measuring()
+    async with sampling(measuring, SamplingRates(idle_s=NEVER_S, eager_s=NEVER_S)) as sampler:
+        measuring.free.clear()
+        sampler.at_once()
+        await until(lambda: measuring.begun == 2)
+        fresh, given_up = sampler.fresh(), sampler.fresh()
+        given_up.cancel()
+        measuring.free.set()
+        await asyncio.wait_for(fresh, GUARD_S)
+        assert measuring.ended == 3
+
+
+async def test_fresh_sample_that_fails_is_answered_too() -> None:
+    measuring = Measuring()
+    async with sampling(measuring, SamplingRates(idle_s=NEVER_S, eager_s=NEVER_S)) as sampler:
+        measuring.failing = True
+        await asyncio.wait_for(sampler.fresh(), GUARD_S)
+        assert measuring.ended == 2

@@ -12,9 +12,18 @@ but warnings under ``arbiter_client``.
 
 from __future__ import annotations
 
-from arbiter_client.aio import Client, Lease, LeaseRequest, connect
+from arbiter_client.aio import Client, KvReservation, KvReservationRequest, Lease, LeaseRequest, connect
 from arbiter_client.amounts import parse_bytes
-from arbiter_client.blocking import BlockingClient, BlockingLease, BlockingLeaseRequest, Events, connect_blocking
+from arbiter_client.balance import Balance
+from arbiter_client.blocking import (
+    BlockingClient,
+    BlockingKvReservation,
+    BlockingKvReservationRequest,
+    BlockingLease,
+    BlockingLeaseRequest,
+    Events,
+    connect_blocking,
+)
 from arbiter_client.connection import HeartbeatMode
 from arbiter_client.directive import Directive, DirectiveReason, Reclaim, ReclaimLevel, ShardAssignment
 from arbiter_client.errors import ArbiterClientError, ArbiterUnreachable, LeaseLost
@@ -24,6 +33,7 @@ from arbiter_client.kv_requests import KvRequest, RequestState
 from arbiter_client.ladder import QUALITY_LEVELS, Ladder, NoRungFits, Rung, fragments_for_quality
 from arbiter_client.lease import HeldLease
 from arbiter_client.preemption import DeviceNeed, Donation, Need, Preemption, RejectedDonor
+from arbiter_client.shard_timer import ShardTimer
 from arbiter_client.terms import Terms
 
 __version__ = "0.1.0"
@@ -33,7 +43,10 @@ __all__ = [
     "QUALITY_LEVELS",
     "ArbiterClientError",
     "ArbiterUnreachable",
+    "Balance",
     "BlockingClient",
+    "BlockingKvReservation",
+    "BlockingKvReservationRequest",
     "BlockingLease",
     "BlockingLeaseRequest",
     "Client",
@@ -47,6 +60,8 @@ __all__ = [
     "KvBudget",
     "KvLayout",
     "KvRequest",
+    "KvReservation",
+    "KvReservationRequest",
     "Ladder",
     "Lease",
     "LeaseLost",
@@ -60,6 +75,7 @@ __all__ = [
     "RequestState",
     "Rung",
     "ShardAssignment",
+    "ShardTimer",
     "Terms",
     "__version__",
     "connect",

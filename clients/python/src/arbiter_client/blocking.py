@@ -7,10 +7,11 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from arbiter.v1 import state_service_pb2
-from arbiter_client import connection, errors, lease, preemption, terms
+from arbiter_client import connection, errors, kv_reservations, lease, preemption, terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import timedelta
     from types import TracebackType
     from typing import Unpack
 
@@ -70,10 +71,10 @@ class BlockingLease(lease.HeldLease):
             forget()
 
     def preempt(self, **need: Unpack[preemption.Need]) -> preemption.Preemption:
-        """Takes memory from less important leases for this one; see ``Need`` for the arguments.
+        """Takes memory or KV tokens from less important leases for this one; see ``Need`` for the arguments.
 
         Lasts until enough was confirmed free or time is up. What was confirmed may be used when the lease's memory
-        limit has grown by it: with the next directive, which comes at about the same time as the answer. When it is
+        limit or token budget has grown by it: with the next directive, which comes at about the same time. When it is
         interrupted meanwhile, those who were asked are let off.
 
         Raises:
@@ -81,9 +82,24 @@ class BlockingLease(lease.HeldLease):
             NoDonor: Nobody may be asked, or too little came free in time.
             QueueFull: Another preemption is under way on the device.
             ArbiterClientError: Refused for another reason, or nobody answers. After ``ArbiterUnreachable`` the memory
-                may have been taken all the same; the lease's memory limit shows it.
+                may have been taken all the same; the lease's directive shows it.
         """
         return preempt(self._keeper, preemption.message(need, lease_id=self.lease_id))
+
+    def reserve_kv(
+        self, tokens: int, *, wait: float | timedelta = 0.0, request_id: str | None = None
+    ) -> BlockingKvReservationRequest:
+        """Describes a reservation of KV tokens; entering it waits for them, leaving it returns them.
+
+        They count against the engine's token budget, and as demand while it waits for them, so that an idle engine
+        wakes. At most 64 of one client may wait at once.
+
+        Args:
+            tokens: How many, at least 1.
+            wait: Seconds to wait for them, or a ``timedelta``; 0: not at all.
+            request_id: Makes a retry across restarts of the worker safe; absent: a new one.
+        """
+        return BlockingKvReservationRequest(self._keeper, self, tokens, wait, request_id)
 
     def release(self) -> bool:
         """Gives the lease back; True when it had ended before. From the call on it counts as lost.
@@ -106,6 +122,80 @@ class BlockingLease(lease.HeldLease):
         except (errors.ArbiterUnreachable, errors.LeaseNotFound, errors.Fenced, errors.Cancelled):
             # It is over for this worker in each of these cases, and the block's own error matters more.
             return
+
+
+class BlockingKvReservation(kv_reservations.HeldReservation):
+    """Reserved KV tokens. Leaving the ``with`` block returns them."""
+
+    __slots__ = ()
+
+    def complete(self, used: int | None = None) -> None:
+        """Returns the tokens, and waits until the arbiter has them back; again, without effect.
+
+        Args:
+            used: Tokens that were really used, as ``used`` says it.
+
+        Raises:
+            ValueError: Negative, or beyond 2^63-1.
+            ReservationNotFound: It ended with its lease, or had been abandoned for too long.
+            ArbiterUnreachable: The arbiter did not answer for the lease's time to live, which has ended by then.
+        """
+        if used is not None:
+            self.used(used)
+        self._return().result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Not waited for: it is sent before anything that is asked later, and sent again where that is needed.
+        self._return()
+
+
+class BlockingKvReservationRequest:
+    """A reservation that was described and not yet asked for: enter it, or call ``acquire``."""
+
+    __slots__ = ("_held", "_keeper", "_lease", "_message")
+
+    def __init__(
+        self, keeper: Keeper, holder: BlockingLease, tokens: int, wait: float | timedelta, request_id: str | None
+    ) -> None:
+        self._keeper = keeper
+        self._lease = holder
+        self._message = kv_reservations.message(holder.lease_id, holder.fence, tokens, wait, request_id)
+        self._held: BlockingKvReservation | None = None
+
+    def acquire(self) -> BlockingKvReservation:
+        """Waits for the tokens; the caller then has to call ``complete``.
+
+        Raises:
+            LeaseLost: The lease is over.
+            InsufficientTokens: The engine's budget has no room for them, and had none while it was waited for.
+            ExceedsCapacity: The engine can never have so many.
+            QueueFull: Too many wait already.
+            ArbiterClientError: Refused for another reason, or nobody answers.
+        """
+        self._lease.check()
+        future = self._keeper.reserve(self._message)
+        try:
+            return BlockingKvReservation(future.result(), self._keeper, self._lease.ttl)
+        except BaseException:
+            # Also on Ctrl-C while waiting: tokens that come now must not stay with a program that has gone on.
+            self._keeper.abandon(future)
+            raise
+
+    def __enter__(self) -> BlockingKvReservation:
+        self._held = self.acquire()
+        return self._held
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            held.__exit__(kind, error, traceback)
 
 
 class BlockingLeaseRequest:

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 import arbiter_client
 from arbiter.v1 import arbiter_service_pb2, state_service_pb2
-from arbiter_client import address, cli_changes, connection, errors, plain, tables
+from arbiter_client import address, cli_balance, cli_changes, connection, errors, plain, tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,6 +78,15 @@ def _leases(made: connection.Connection, options: argparse.Namespace, out: TextI
         _write(out, plain.dump(plain.to_plain(picture)["leases"]))
     else:
         _write(out, tables.leases(response.leases, time.time(), colour=tables.in_colour(out)))
+
+
+def _engines(made: connection.Connection, options: argparse.Namespace, out: TextIO) -> None:
+    response = _ask_state(made, options)
+    if options.json:
+        picture = state_service_pb2.GetStateResponse(kv_engines=response.kv_engines)
+        _write(out, plain.dump(plain.to_plain(picture)["kv_engines"]))
+    else:
+        _write(out, tables.engines(response, colour=tables.in_colour(out)))
 
 
 def _explain(made: connection.Connection, options: argparse.Namespace, out: TextIO) -> None:
@@ -159,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     leases = commands.add_parser("leases", parents=[shown], help="the leases")
     leases.add_argument("--all", action="store_true", help="also leases that have ended but still drain")
     leases.set_defaults(run=_leases)
+    engines = commands.add_parser("engines", parents=[shown], help="the KV engines and their token budgets")
+    engines.set_defaults(run=_engines, all=False)
     explain = commands.add_parser("explain", parents=[shown], help="why a lease, a request or a device is as it is")
     explain.add_argument("id", help="id of a lease, a request or a device")
     kinds = explain.add_mutually_exclusive_group()
@@ -166,8 +177,11 @@ def _parser() -> argparse.ArgumentParser:
         kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, help=f"the id names a {kind}")
     explain.set_defaults(run=_explain)
     _add_watch(commands.add_parser("watch", parents=[shown], help="events or directives as they happen"))
+    cli_balance.add_balance(
+        commands.add_parser("balance", parents=[shown], help="how the layers of a split model should be divided")
+    )
     cli_changes.add_preempt(
-        commands.add_parser("preempt", parents=[shared], help="take memory from the less important")
+        commands.add_parser("preempt", parents=[shared], help="take memory or KV tokens from the less important")
     )
     cli_changes.add_release(commands.add_parser("release", parents=[shared], help="give a lease of your own back"))
     commands.add_parser("version", parents=[shared], help="print the version of this client")

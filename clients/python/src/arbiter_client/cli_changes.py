@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from arbiter_client import amounts, blocking, errors, plain, preemption, tables
+from arbiter_client import amounts, blocking, errors, kv_reservations, plain, preemption, tables
 
 if TYPE_CHECKING:
     from arbiter_client import connection
@@ -23,7 +23,9 @@ def add_preempt(parser: argparse.ArgumentParser) -> None:
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--device", metavar="ID", help="take memory of this device for nobody in particular")
     who.add_argument("--lease", metavar="ID", help="take it for this lease, which may then use it")
-    parser.add_argument("--memory", required=True, type=_size, metavar="SIZE", help="how much, such as 2GiB")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--memory", type=_size, metavar="SIZE", help="how much memory, such as 2GiB")
+    what.add_argument("--kv-tokens", type=_tokens, metavar="N", help="how many KV tokens, for an engine's lease")
     parser.add_argument(
         "--priority", choices=PRIORITIES, help="with which it is asked; default: the lease's, or normal"
     )
@@ -54,7 +56,8 @@ def preempt(made: connection.Connection, options: argparse.Namespace, out: TextI
     elif not draft.donations:
         _pass_over(draft)
     if not draft.donations:
-        raise errors.NoDonor(f"nobody can be made to give {amounts.format_bytes(options.memory)}")
+        wanted = tables.amount(options.memory or 0, options.kv_tokens or 0)
+        raise errors.NoDonor(f"nobody can be made to give {wanted}")
     if options.dry_run:
         return
     if not options.yes and sys.stdin.isatty():
@@ -84,6 +87,13 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _tokens(text: str) -> int:
+    try:
+        return kv_reservations.checked("tokens", int(text), least=1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens, 1 or more") from error
+
+
 def _span(text: str) -> float:
     try:
         return amounts.parse_seconds(float(text))
@@ -94,6 +104,7 @@ def _span(text: str) -> float:
 def _ask(made: connection.Connection, options: argparse.Namespace, *, dry_run: bool) -> preemption.Preemption:
     need = preemption.Need(
         memory=options.memory,
+        kv_tokens=options.kv_tokens,
         priority=options.priority,
         allow_partial=options.partial,
         timeout=options.timeout,
@@ -106,7 +117,8 @@ def _ask(made: connection.Connection, options: argparse.Namespace, *, dry_run: b
 def _confirm(draft: preemption.Preemption) -> None:
     """Lets the person decide; on standard error, where it disturbs no output that goes elsewhere."""
     _write(sys.stderr, tables.preemption(draft, colour=tables.in_colour(sys.stderr)))
-    print(f"take {amounts.format_bytes(draft.planned_bytes)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    taken = tables.amount(draft.planned_bytes, draft.planned_tokens)
+    print(f"take {taken}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise errors.Cancelled("nothing was taken")
 

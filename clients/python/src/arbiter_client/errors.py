@@ -13,6 +13,9 @@
     ├── LeaseNotFound           no such lease
     ├── ReservationNotFound     no such KV reservation
     ├── DeviceNotFound          no such device
+    ├── ShardNotFound           no such split model, or no such shard of it
+    ├── InvalidAssignment       layers cannot be divided like that
+    ├── StalePlan               something else is suggested by now
     ├── Fenced                  the fence is stale
     ├── Preempted               taken for a more important request
     ├── NoDonor                 nobody may be preempted for this
@@ -166,6 +169,27 @@ class DeviceNotFound(ArbiterClientError):
     default_reason = "DEVICE_NOT_FOUND"
 
 
+class ShardNotFound(ArbiterClientError):
+    """No such split model, or no such shard of it; ``arbiter balance`` lists them."""
+
+    default_code = grpc.StatusCode.NOT_FOUND
+    default_reason = "SHARD_NOT_FOUND"
+
+
+class InvalidAssignment(ArbiterClientError):
+    """The layers cannot be divided like that; every layer goes to one shard that has room for it."""
+
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
+    default_reason = "INVALID_ASSIGNMENT"
+
+
+class StalePlan(ArbiterClientError):
+    """The plan is not what is suggested now; evaluate again."""
+
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
+    default_reason = "STALE_PLAN"
+
+
 class Fenced(ArbiterClientError):
     """The fence is stale: the lease is no longer yours, stop using the memory."""
 
@@ -309,6 +333,9 @@ BY_REASON: Mapping[str, type[ArbiterClientError]] = {
             LeaseNotFound,
             ReservationNotFound,
             DeviceNotFound,
+            ShardNotFound,
+            InvalidAssignment,
+            StalePlan,
             Fenced,
             Preempted,
             NoDonor,

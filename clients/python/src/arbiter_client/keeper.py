@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import grpc
 
 from arbiter.v1 import arbiter_service_pb2
-from arbiter_client import beats, errors, holding, keepalive, preemption, requests, session, tending
+from arbiter_client import beats, errors, holding, keepalive, kv_reservations, preemption, requests, session, tending
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -40,6 +40,8 @@ _HOPELESS = frozenset(
 )
 
 Step: TypeAlias = Callable[[], None]
+#: The answers that may take their time.
+Awaited: TypeAlias = "Future[holding.Holding] | Future[preemption.Preemption] | Future[kv_reservations.Reserved]"
 
 
 def worker_name() -> str:
@@ -97,7 +99,19 @@ class Keeper:
         self._post(functools.partial(self._begin, asked), asked.fail)
         return asked.future
 
-    def abandon(self, future: Future[holding.Holding] | Future[preemption.Preemption]) -> None:
+    def reserve(self, request: arbiter_service_pb2.ReserveKvRequest) -> Future[kv_reservations.Reserved]:
+        """Asks for KV tokens; call ``abandon`` with the future when they are no longer wanted."""
+        asked = requests.Reservation(request, self._clock())
+        self._post(functools.partial(self._begin, asked), asked.fail)
+        return asked.future
+
+    def complete(self, reservation_id: str, actual_tokens: int, patience: float) -> Future[None]:
+        """Returns reserved KV tokens. Gives up after ``patience`` seconds."""
+        giving = requests.Completion(reservation_id, actual_tokens, until=self._clock() + patience)
+        self._post(functools.partial(self._begin, giving), giving.fail)
+        return giving.future
+
+    def abandon(self, future: Awaited) -> None:
         """Makes sure that nothing is kept of a request that nobody waits for any more, here or at the arbiter."""
         if future.cancel():
             self._post(functools.partial(self._take_back, future), lambda _: None)
@@ -106,7 +120,7 @@ class Keeper:
 
     def release(self, lease_id: str, fence: int, patience: float) -> Future[bool]:
         """Gives a lease back; the answer says whether it had ended before. Gives up after ``patience`` seconds."""
-        giving = requests.Return(lease_id, fence, self._clock() + patience)
+        giving = requests.Return(lease_id, fence, until=self._clock() + patience)
         if (held := self._tending.find(lease_id)) is not None and held.fence == fence:
             # Before anything is sent: from here on nobody may use the memory.
             held.end("RELEASED")
@@ -138,12 +152,14 @@ class Keeper:
     def _on_report(self, held: holding.Holding) -> None:
         self._post(functools.partial(self._tending.notice, held), lambda _: None)
 
-    def _give_back(self, future: Future[holding.Holding] | Future[preemption.Preemption]) -> None:
+    def _give_back(self, future: Awaited) -> None:
         if not future.cancelled() and future.exception() is None:
             granted = future.result()
             # Memory that was taken from others belongs to the lease that asked, and goes back with it.
             if isinstance(granted, holding.Holding):
                 self.release(granted.lease_id, granted.fence, CLOSE_PATIENCE_S)
+            elif isinstance(granted, kv_reservations.Reserved):
+                self.complete(granted.reservation_id, 0, CLOSE_PATIENCE_S)
 
     # The thread.
 
@@ -216,7 +232,7 @@ class Keeper:
         self._closing_until = self._clock() + CLOSE_PATIENCE_S
         self._waiting.fail_asked(errors.Cancelled("the client is closed"))
         for held in self._tending.end_all("RELEASED"):
-            self._begin(requests.Return(held.lease_id, held.fence, self._closing_until))
+            self._begin(requests.Return(held.lease_id, held.fence, until=self._closing_until))
 
     def _finish(self) -> None:
         self._session.close()
@@ -231,8 +247,8 @@ class Keeper:
 
     # Requests.
 
-    def _begin(self, asked: requests.Patient | requests.Return) -> None:
-        if self._closing_until is not None and not isinstance(asked, requests.Return):
+    def _begin(self, asked: requests.Patient | requests.Back) -> None:
+        if self._closing_until is not None and not isinstance(asked, requests.Giving):
             asked.fail(errors.Cancelled("the client is closed"))
         elif not self._waiting.begin(asked) or isinstance(asked, requests.Demand):
             # Refused already; or sent at the end of this turn, where the arbiter is known to listen.
@@ -240,10 +256,9 @@ class Keeper:
         elif self._session.is_open:
             self._ask(asked)
 
-    def _ask(self, asked: requests.Patient | requests.Return) -> None:
-        if isinstance(asked, requests.Return):
-            giving = arbiter_service_pb2.ReleaseRequest(lease_id=asked.lease_id, fence=asked.fence)
-            self._session.send(asked, arbiter_service_pb2.SessionRequest(release=giving))
+    def _ask(self, asked: requests.Patient | requests.Back) -> None:
+        if isinstance(asked, requests.Giving):
+            self._session.send(asked, _giving(asked))
             return
         asked.retry_at = None
         asked.sent_at = self._clock()
@@ -251,14 +266,18 @@ class Keeper:
             asked.first_sent_at = asked.sent_at
         if isinstance(asked, requests.Allocation):
             message = arbiter_service_pb2.SessionRequest(allocate=asked.message(asked.sent_at))
+        elif isinstance(asked, requests.Reservation):
+            message = arbiter_service_pb2.SessionRequest(reserve_kv=asked.message(asked.sent_at))
         else:
             message = arbiter_service_pb2.SessionRequest(request_preemption=asked.request)
         self._session.send(asked, message)
 
-    def _take_back(self, future: Future[holding.Holding] | Future[preemption.Preemption]) -> None:
+    def _take_back(self, future: Awaited) -> None:
         asked = self._waiting.find(future)
         # What is in flight stays until its answer, which may be a grant that has to be given back.
-        if asked is not None and not self._session.take_back(asked):
+        if asked is None or self._session.take_back(asked):
+            return
+        if not (isinstance(asked, requests.Reservation) and asked.in_flight):
             self._waiting.done(asked)
 
     def _on_allocate(self, asked: requests.Allocation, answer: arbiter_service_pb2.AllocateResponse) -> None:
@@ -266,6 +285,11 @@ class Keeper:
         granted = self._tending.adopt(asked, answer)
         if not asked.deliver(granted):
             self.release(granted.lease_id, granted.fence, CLOSE_PATIENCE_S)
+
+    def _on_reserve(self, asked: requests.Reservation, reserved: kv_reservations.Reserved) -> None:
+        self._waiting.done(asked)
+        if not asked.deliver(reserved):
+            self.complete(reserved.reservation_id, 0, CLOSE_PATIENCE_S)
 
     # The session.
 
@@ -306,7 +330,13 @@ class Keeper:
             self._on_allocate(about, response.allocate)
         elif isinstance(about, requests.Demand) and kind == "request_preemption":
             self._waiting.done(about)
-            about.deliver(preemption.from_message(response.request_preemption))
+            tokens = about.request.WhichOneof("need") == "kv_tokens"
+            about.deliver(preemption.from_message(response.request_preemption, tokens=tokens))
+        elif isinstance(about, requests.Reservation) and kind == "reserve_kv":
+            self._on_reserve(about, kv_reservations.from_message(response.reserve_kv))
+        elif isinstance(about, requests.Completion) and kind == "complete_kv":
+            self._waiting.done(about)
+            about.deliver(None)
         elif isinstance(about, requests.Return) and kind == "release":
             self._waiting.done(about)
             about.deliver(response.release.already_released)
@@ -318,3 +348,14 @@ class Keeper:
             self._waiting.refused(about, error, self._clock())
         else:
             self._tending.on_subscription_refused()
+
+
+def _giving(asked: requests.Back) -> arbiter_service_pb2.SessionRequest:
+    """The message that gives something back."""
+    if isinstance(asked, requests.Return):
+        release = arbiter_service_pb2.ReleaseRequest(lease_id=asked.lease_id, fence=asked.fence)
+        return arbiter_service_pb2.SessionRequest(release=release)
+    complete = arbiter_service_pb2.CompleteKvRequest(
+        reservation_id=asked.reservation_id, actual_tokens=asked.actual_tokens
+    )
+    return arbiter_service_pb2.SessionRequest(complete_kv=complete)

@@ -184,6 +184,19 @@ class Books:
         """
         return self._living(lease_id).directive.memory_limit_bytes
 
+    def token_budget(self, lease_id: str, fence: int) -> int:
+        """The KV token budget of a lease.
+
+        Raises:
+            ArbiterClientError: ``LeaseNotFound``, ``Fenced``, or ``InvalidRequest`` for a lease without one.
+        """
+        lease = self._living(lease_id)
+        if lease.fence != fence:
+            raise errors.Fenced()
+        if not lease.directive.HasField("kv_token_budget"):
+            raise errors.InvalidRequest("the lease is no KV engine")
+        return lease.directive.kv_token_budget
+
     def order(self, directive: lease_pb2.Directive, reclaim: lease_pb2.Reclaim) -> None:
         """Makes ``reclaim`` the last order of the directive's lease."""
         directive.reclaim.CopyFrom(reclaim)

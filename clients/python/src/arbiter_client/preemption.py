@@ -1,23 +1,25 @@
-"""Taking memory from others: what is asked, and what came of it."""
+"""Taking memory or KV tokens from others: what is asked, and what came of it."""
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Required, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from arbiter.v1 import arbiter_service_pb2
-from arbiter_client import amounts, terms
+from arbiter_client import amounts, kv_reservations, terms
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
 
 class Need(TypedDict, total=False):
-    """The keyword arguments of ``lease.preempt``. Only ``memory`` is required; ``None`` is the same as absent.
+    """The keyword arguments of ``lease.preempt``: either ``memory`` or ``kv_tokens``; ``None`` is the same as absent.
 
     Attributes:
         memory: What is needed: bytes, or a text such as ``"2GiB"``; at least 1 byte.
+        kv_tokens: What is needed: KV tokens, at least 1, for a lease that is a KV engine. They are lent until the
+            engine has no more work; nobody loses a lease for them.
         priority: With which it is asked, as in ``Terms``; at most the lease's own, which is also the default. Without a
             lease the default is ``"normal"``.
         allow_partial: Take less when there is not enough.
@@ -27,7 +29,8 @@ class Need(TypedDict, total=False):
         dry_run: Only say who would give what: nothing changes.
     """
 
-    memory: Required[int | str]
+    memory: int | str | None
+    kv_tokens: int | None
     priority: int | str | None
     allow_partial: bool
     timeout: float | timedelta | None
@@ -46,7 +49,7 @@ class DeviceNeed(Need, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Donation:
-    """What one lease gives.
+    """What one lease gives: bytes, or KV tokens where these were asked for.
 
     Attributes:
         lease_id: The donor.
@@ -55,13 +58,17 @@ class Donation:
         confirmed_bytes: Bytes that were confirmed free; 0 in a dry run.
         outcome: ``CONFIRMED``, ``PARTIAL``, ``REVOKED`` or ``CANCELLED``; empty in a dry run, and for an outcome that
             this client does not know.
+        planned_tokens: KV tokens it was asked for.
+        confirmed_tokens: KV tokens that were confirmed free; 0 in a dry run.
     """
 
     lease_id: str
     holder: str
-    planned_bytes: int
+    planned_bytes: int = 0
     confirmed_bytes: int = 0
     outcome: str = ""
+    planned_tokens: int = 0
+    confirmed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +88,24 @@ class Preemption:
         donations: Who gave what, in the order of asking.
         confirmed_bytes: Bytes that were confirmed free in all; nothing else may be counted on.
         rejected: Who was passed over, and why.
+        confirmed_tokens: KV tokens that were confirmed free in all.
     """
 
     plan_id: str = ""
     donations: tuple[Donation, ...] = ()
     confirmed_bytes: int = 0
     rejected: tuple[RejectedDonor, ...] = ()
+    confirmed_tokens: int = 0
 
     @property
     def planned_bytes(self) -> int:
         """Bytes that were asked for in all; more than the need only where whole leases are taken."""
         return sum(donation.planned_bytes for donation in self.donations)
+
+    @property
+    def planned_tokens(self) -> int:
+        """KV tokens that were asked for in all."""
+        return sum(donation.planned_tokens for donation in self.donations)
 
 
 def message(
@@ -105,16 +119,23 @@ def message(
         device: The device; absent: that of the lease.
 
     Raises:
-        ValueError: A size, span or priority that cannot be read. Ranges are the arbiter's to judge.
+        ValueError: A size, span or priority that cannot be read, or not exactly one need. Other ranges are the
+            arbiter's to judge.
     """
+    memory, tokens = need.get("memory"), need.get("kv_tokens")
+    if (memory is None) is (tokens is None):
+        raise ValueError("name either memory or kv_tokens, what is needed")
     request = arbiter_service_pb2.RequestPreemptionRequest(
         request_id=uuid.uuid4().hex,
         lease_id=lease_id,
         device_id=device or "",
-        memory_bytes=amounts.parse_bytes(need["memory"]),
         allow_partial=need.get("allow_partial", False),
         dry_run=need.get("dry_run", False),
     )
+    if memory is not None:
+        request.memory_bytes = amounts.parse_bytes(memory)
+    if tokens is not None:
+        request.kv_tokens = kv_reservations.checked("kv_tokens", tokens, least=1)
     if (priority := need.get("priority")) is not None:
         request.priority = terms.priority(priority)
     if (timeout := need.get("timeout")) is not None:
@@ -122,17 +143,26 @@ def message(
     return request
 
 
-def from_message(answer: arbiter_service_pb2.RequestPreemptionResponse) -> Preemption:
-    """The value of an answer."""
-    return Preemption(
-        plan_id=answer.plan_id,
-        donations=tuple(
-            Donation(each.lease_id, each.holder, each.planned, each.confirmed, _outcome(each.outcome))
-            for each in answer.donations
-        ),
-        confirmed_bytes=answer.confirmed,
-        rejected=tuple(RejectedDonor(each.lease_id, each.reason) for each in answer.rejected),
-    )
+def from_message(answer: arbiter_service_pb2.RequestPreemptionResponse, *, tokens: bool = False) -> Preemption:
+    """The value of an answer, in bytes; in KV tokens where these were asked for."""
+    rejected = tuple(RejectedDonor(each.lease_id, each.reason) for each in answer.rejected)
+    donations = tuple(_donation(each, tokens=tokens) for each in answer.donations)
+    if tokens:
+        return Preemption(answer.plan_id, donations, rejected=rejected, confirmed_tokens=answer.confirmed)
+    return Preemption(answer.plan_id, donations, answer.confirmed, rejected)
+
+
+def _donation(each: arbiter_service_pb2.Donation, *, tokens: bool) -> Donation:
+    outcome = _outcome(each.outcome)
+    if tokens:
+        return Donation(
+            each.lease_id,
+            each.holder,
+            outcome=outcome,
+            planned_tokens=each.planned,
+            confirmed_tokens=each.confirmed,
+        )
+    return Donation(each.lease_id, each.holder, each.planned, each.confirmed, outcome)
 
 
 def to_message(value: Preemption) -> arbiter_service_pb2.RequestPreemptionResponse:
@@ -147,13 +177,13 @@ def to_message(value: Preemption) -> arbiter_service_pb2.RequestPreemptionRespon
             arbiter_service_pb2.Donation(
                 lease_id=each.lease_id,
                 holder=each.holder,
-                planned=each.planned_bytes,
-                confirmed=each.confirmed_bytes,
+                planned=each.planned_bytes or each.planned_tokens,
+                confirmed=each.confirmed_bytes or each.confirmed_tokens,
                 outcome=arbiter_service_pb2.DonationOutcome.Value(_PREFIX + (each.outcome or "UNSPECIFIED")),
             )
             for each in value.donations
         ],
-        confirmed=value.confirmed_bytes,
+        confirmed=value.confirmed_bytes or value.confirmed_tokens,
         rejected=[
             arbiter_service_pb2.RejectedDonor(lease_id=each.lease_id, reason=each.reason) for each in value.rejected
         ],

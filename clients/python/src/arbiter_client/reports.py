@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 #: Latencies in one report; the arbiter takes no more, and the newest say the most.
 MAX_LATENCIES = 256
+#: The shortest and the longest forward pass that can be told, in seconds: what a duration can hold, and an hour.
+SHORTEST_PASS_S = 1e-9
+LONGEST_PASS_S = 3600.0
 #: Acknowledgements of different reclaims in one report. A lease has few reclaims open at a time.
 MAX_RECLAIMS = 64
 
@@ -139,10 +142,13 @@ def usage(
     """The report of how a worker is doing, apart from directives.
 
     Raises:
-        ValueError: Negative bytes, or a span that is negative or not finite.
+        ValueError: Negative bytes, a silence that is negative or not finite, or a latency that is not above 0 or longer
+            than an hour: the arbiter would refuse the whole heartbeat for it.
     """
-    for span in (busy_for, *shard_latencies):
-        terms.duration(span)
+    terms.duration(busy_for)
+    for latency in shard_latencies:
+        if not SHORTEST_PASS_S <= latency <= LONGEST_PASS_S:
+            raise ValueError(f"{latency} is not the time of a forward pass in seconds")
     return Report(
         used_memory_bytes=_size(used_memory_bytes),
         kv=kv,

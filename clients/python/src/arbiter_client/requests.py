@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -13,10 +14,13 @@ from arbiter.v1 import arbiter_service_pb2
 from arbiter_client import keepalive
 from arbiter_client.errors import ArbiterClientError, ArbiterUnreachable, InvalidRequest
 from arbiter_client.holding import Holding
+from arbiter_client.kv_reservations import Reserved
 from arbiter_client.preemption import Preemption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from google.protobuf import duration_pb2
 
 #: Interval that bounds the spacing of repeated requests.
 RETRY_INTERVAL_S = 5.0
@@ -76,11 +80,32 @@ class Allocation(Asked[arbiter_service_pb2.AllocateRequest, Holding]):
         """The request with what is left of the time to wait: a new connection does not restart it."""
         if not self.request.HasField("wait_timeout"):
             return self.request
-        left = self.request.wait_timeout.ToNanoseconds() / 1e9 - (now - self.asked_at)
         message = arbiter_service_pb2.AllocateRequest()
         message.CopyFrom(self.request)
-        message.wait_timeout.FromNanoseconds(round(max(0.0, left) * 1e9))
+        _shorten(message.wait_timeout, now - self.asked_at)
         return message
+
+
+class Reservation(Asked[arbiter_service_pb2.ReserveKvRequest, Reserved]):
+    """KV tokens that were asked for; the id makes sending it again safe.
+
+    One that nobody waits for any more is sent again too when the connection ended with it in flight: only the answer
+    tells what has to be returned.
+    """
+
+    __slots__ = ()
+
+    def message(self, now: float) -> arbiter_service_pb2.ReserveKvRequest:
+        """The request with what is left of the time to wait; none when nobody waits any more."""
+        message = arbiter_service_pb2.ReserveKvRequest()
+        message.CopyFrom(self.request)
+        _shorten(message.wait_timeout, math.inf if self.future.cancelled() else now - self.asked_at)
+        return message
+
+
+def _shorten(span: duration_pb2.Duration, by: float) -> None:
+    """Takes so many seconds away, as far as there are as many."""
+    span.FromNanoseconds(round(max(0.0, span.ToNanoseconds() / 1e9 - by) * 1e9))
 
 
 class Demand(Asked[arbiter_service_pb2.RequestPreemptionRequest, Preemption]):
@@ -93,35 +118,59 @@ class Demand(Asked[arbiter_service_pb2.RequestPreemptionRequest, Preemption]):
     __slots__ = ()
 
 
-@dataclass(slots=True, eq=False)
-class Return:
-    """A lease that is being given back.
+@dataclass(slots=True, eq=False, kw_only=True)
+class Giving(Generic[Answer]):
+    """Something that is being given back.
 
     Attributes:
-        lease_id: The lease.
-        fence: Its fence.
-        until: When to give up; the arbiter then takes the lease back by its time to live.
-        future: Whether the lease had ended before.
+        until: When to give up; the arbiter then takes it back by itself.
+        future: The answer.
     """
 
-    lease_id: str
-    fence: int
     until: float
-    future: Future[bool] = field(default_factory=Future)
+    future: Future[Answer] = field(default_factory=Future)
 
     def fail(self, error: ArbiterClientError) -> None:
         """Gives the worker the error, unless it has gone or knows already."""
         if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
-    def deliver(self, already_released: bool) -> None:
+    def deliver(self, answer: Answer) -> None:
         """Gives the worker the answer, unless it has gone or was told something else."""
         if not self.future.done() and self.future.set_running_or_notify_cancel():
-            self.future.set_result(already_released)
+            self.future.set_result(answer)
+
+
+@dataclass(slots=True, eq=False)
+class Return(Giving[bool]):
+    """A lease that is being given back; the answer says whether it had ended before.
+
+    Attributes:
+        lease_id: The lease.
+        fence: Its fence.
+    """
+
+    lease_id: str
+    fence: int
+
+
+@dataclass(slots=True, eq=False)
+class Completion(Giving[None]):
+    """Reserved KV tokens that are being returned.
+
+    Attributes:
+        reservation_id: The reservation.
+        actual_tokens: What was really used.
+    """
+
+    reservation_id: str
+    actual_tokens: int
 
 
 #: What the arbiter may take its time for, and what can be taken back until then.
-Patient: TypeAlias = Allocation | Demand
+Patient: TypeAlias = Allocation | Demand | Reservation
+#: What is being given back.
+Back: TypeAlias = Return | Completion
 
 
 class Waiting:
@@ -137,27 +186,29 @@ class Waiting:
         """
         self._patience = patience
         self._asked: dict[str, Patient] = {}
-        self._returns: list[Return] = []
+        self._returns: list[Back] = []
 
     def __len__(self) -> int:
         return len(self._asked) + len(self._returns)
 
     @property
     def returns(self) -> int:
-        """How many leases are being given back."""
+        """How many leases and reservations are being given back."""
         return len(self._returns)
 
-    def __iter__(self) -> Iterator[Patient | Return]:
-        """Everything, what is being given back last, each in the order of asking."""
-        return iter([*self._asked.values(), *self._returns])
+    def __iter__(self) -> Iterator[Patient | Back]:
+        """Everything, each kind in the order of asking: tokens come back before others are asked for, leases last."""
+        completions = [giving for giving in self._returns if isinstance(giving, Completion)]
+        leases = [giving for giving in self._returns if isinstance(giving, Return)]
+        return iter([*completions, *self._asked.values(), *leases])
 
-    def find(self, future: Future[Holding] | Future[Preemption]) -> Patient | None:
+    def find(self, future: Future[Holding] | Future[Preemption] | Future[Reserved]) -> Patient | None:
         """The request that ``future`` is the answer to; ``None`` when it waits no more."""
         return next((asked for asked in self._asked.values() if asked.future is future), None)
 
-    def begin(self, asked: Patient | Return) -> bool:
+    def begin(self, asked: Patient | Back) -> bool:
         """Takes a request in; False when it was answered at once with an error."""
-        if isinstance(asked, Return):
+        if isinstance(asked, Giving):
             self._returns.append(asked)
             return True
         if asked.request.request_id in self._asked:
@@ -166,16 +217,16 @@ class Waiting:
         self._asked[asked.request.request_id] = asked
         return True
 
-    def done(self, asked: Patient | Return) -> None:
+    def done(self, asked: Patient | Back) -> None:
         """Forgets a request; unknown ones are fine."""
-        if isinstance(asked, Return):
+        if isinstance(asked, Giving):
             self._returns = [giving for giving in self._returns if giving is not asked]
         elif self._asked.get(asked.request.request_id) is asked:
             del self._asked[asked.request.request_id]
 
-    def refused(self, asked: Patient | Return, error: ArbiterClientError, now: float) -> None:
+    def refused(self, asked: Patient | Back, error: ArbiterClientError, now: float) -> None:
         """The arbiter answered with an error: kept for another try when it only cannot answer now, else failed."""
-        if not isinstance(asked, Return) and not asked.future.cancelled():
+        if not isinstance(asked, Giving) and not asked.future.cancelled():
             if asked.troubled_since is None:
                 asked.troubled_since = now
             if error.code is grpc.StatusCode.UNAVAILABLE and now - asked.troubled_since < self._patience:
@@ -188,7 +239,7 @@ class Waiting:
     def disconnected(self) -> None:
         """The session is over, and with it what nobody waits for any more and what cannot be said twice."""
         for asked in list(self._asked.values()):
-            if asked.future.cancelled():
+            if asked.future.cancelled() and not (isinstance(asked, Reservation) and asked.in_flight):
                 self.done(asked)
             elif isinstance(asked, Demand) and asked.in_flight:
                 # A dry run too: whoever asked decides whether what it would say is still of interest.
@@ -215,7 +266,7 @@ class Waiting:
             why: Makes what they are told.
         """
         for asked in list(self):
-            if isinstance(asked, Return):
+            if isinstance(asked, Giving):
                 over = now >= asked.until
             elif asked.future.cancelled() and asked.sent_at is None:
                 # Never sent, so nothing can come of it. One that was sent stays until its grant can be given back.

@@ -33,7 +33,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozen
         right: Columns that are aligned to the right.
         colour: Make the header bold.
     """
-    rows = [[_clean(cell) for cell in row] for row in rows]
+    rows = [[clean(cell) for cell in row] for row in rows]
     widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -63,10 +63,12 @@ def state(response: state_service_pb2.GetStateResponse, wall: float, *, colour: 
     if response.observe_only:
         head += "  observing only: nothing is done to anybody, qualities in brackets are what would be"
     parts = [head, devices(response.devices, colour=colour), leases(response.leases, wall, colour=colour)]
+    if response.kv_engines:
+        parts.append(engines(response, colour=colour))
     if response.waiting:
         parts.append(waiting(response.waiting, colour=colour))
     if response.notes:
-        parts.append("\n".join(f"note: {_clean(note)}" for note in response.notes))
+        parts.append("\n".join(f"note: {clean(note)}" for note in response.notes))
     return "\n\n".join(parts)
 
 
@@ -149,13 +151,62 @@ def waiting(found: Sequence[state_service_pb2.WaitingRequest], *, colour: bool) 
     )
 
 
+def engines(response: state_service_pb2.GetStateResponse, *, colour: bool) -> str:
+    """The KV tokens of each device that has engines, and one row for each engine."""
+    if not response.kv_engines:
+        return "no KV engines"
+    used = {engine.device_id for engine in response.kv_engines}
+    pools = table(
+        ("DEVICE", "KV TOKENS", "CHARGED", "FREE"),
+        [
+            (
+                device.device_id,
+                str(device.kv_total_tokens),
+                str(device.kv_charged_tokens),
+                str(device.kv_total_tokens - device.kv_charged_tokens),
+            )
+            for device in response.devices
+            if device.device_id in used
+        ],
+        right=frozenset({1, 2, 3}),
+        colour=colour,
+    )
+    shown = table(
+        (
+            *("ENGINE", "HOLDER", "DEVICE", "WORK", "SHARE", "FLOOR", "CAP"),
+            *("DEMAND", "RESIDENT", "RESERVED", "BUDGET", "DONATED", "BORROWED"),
+        ),
+        [
+            (
+                engine.lease_id,
+                engine.holder,
+                engine.device_id,
+                "yes" if engine.active else "no",
+                str(engine.share_weight),
+                str(engine.min_tokens),
+                str(engine.max_tokens) if engine.HasField("max_tokens") else UNKNOWN,
+                str(engine.demand_tokens) if engine.HasField("demand_tokens") else UNKNOWN,
+                str(engine.resident_tokens),
+                str(engine.reserved_tokens),
+                str(engine.budget_tokens),
+                str(engine.donated_tokens),
+                str(engine.borrowed_tokens),
+            )
+            for engine in response.kv_engines
+        ],
+        right=frozenset(range(4, 13)),
+        colour=colour,
+    )
+    return f"{pools}\n\n{shown}"
+
+
 def explanation(response: state_service_pb2.ExplainResponse) -> str:
     """The sentence, the rule, and the numbers that went into it."""
     width = max((len(finding.name) for finding in response.findings), default=0)
     lines = [
-        f"  {_clean(finding.name).ljust(width)}  {_clean(finding.value)}".rstrip() for finding in response.findings
+        f"  {clean(finding.name).ljust(width)}  {clean(finding.value)}".rstrip() for finding in response.findings
     ]
-    return "\n".join([_clean(response.summary), f"rule: {_clean(response.rule)}", *lines])
+    return "\n".join([clean(response.summary), f"rule: {clean(response.rule)}", *lines])
 
 
 def preemption(result: Preemption, *, colour: bool) -> str:
@@ -176,8 +227,10 @@ def donations(result: Preemption, *, colour: bool) -> str:
             (
                 each.lease_id,
                 each.holder,
-                amounts.format_bytes(each.planned_bytes),
-                amounts.format_bytes(each.confirmed_bytes) if result.plan_id else UNKNOWN,
+                amount(each.planned_bytes, each.planned_tokens),
+                amount(each.confirmed_bytes, each.confirmed_tokens, tokens=bool(each.planned_tokens))
+                if result.plan_id
+                else UNKNOWN,
                 each.outcome.lower() or UNKNOWN,
             )
             for each in result.donations
@@ -186,8 +239,14 @@ def donations(result: Preemption, *, colour: bool) -> str:
         colour=colour,
     )
     if not result.plan_id:
-        return f"{shown}\n{amounts.format_bytes(result.planned_bytes)} would be taken"
-    return f"{shown}\n{amounts.format_bytes(result.confirmed_bytes)} came free in {_clean(result.plan_id)}"
+        return f"{shown}\n{amount(result.planned_bytes, result.planned_tokens)} would be taken"
+    confirmed = amount(result.confirmed_bytes, result.confirmed_tokens, tokens=bool(result.planned_tokens))
+    return f"{shown}\n{confirmed} came free in {clean(result.plan_id)}"
+
+
+def amount(size: int, kv_tokens: int, *, tokens: bool = False) -> str:
+    """Bytes; KV tokens where there are some, or where these are meant."""
+    return f"{kv_tokens} tokens" if kv_tokens or tokens else amounts.format_bytes(size)
 
 
 def rejected(found: Sequence[RejectedDonor], *, colour: bool) -> str:
@@ -210,7 +269,7 @@ def event(happened: state_service_pb2.Event) -> str:
         "holder": happened.holder,
         **dict(sorted(happened.fields.items())),
     }
-    words = [_clean(f"{name}={value}") for name, value in about.items() if value]
+    words = [clean(f"{name}={value}") for name, value in about.items() if value]
     return "  ".join([_clock(happened.time), f"#{happened.sequence}", kind, *words])
 
 
@@ -223,6 +282,7 @@ def quality(message: arbiter_service_pb2.StreamQualityResponse) -> str:
                 directive.lease_id,
                 f"quality {directive.quality:.3f}",
                 f"limit {amounts.format_bytes(directive.memory_limit_bytes)}",
+                *([f"kv {directive.kv_token_budget} tokens"] if directive.HasField("kv_token_budget") else []),
                 _word(lease_pb2.DirectiveReason.DESCRIPTOR, directive.reason),
                 *_reclaim(directive),
             ]
@@ -250,7 +310,8 @@ def _reclaim(directive: lease_pb2.Directive) -> list[str]:
     order = directive.reclaim
     level = _word(lease_pb2.ReclaimLevel.DESCRIPTOR, order.level)
     grace = order.grace.ToNanoseconds() / 1e9
-    return [f"give {amounts.format_bytes(order.memory_bytes)} in {grace:.1f}s", level, order.reclaim_id]
+    what = amount(order.memory_bytes, order.kv_tokens)
+    return [f"give {what} in {grace:.1f}s", level, order.reclaim_id]
 
 
 def _lease_state(lease: lease_pb2.Lease) -> str:
@@ -277,6 +338,6 @@ def _word(kind: EnumDescriptor, number: int) -> str:
     return value.name.removeprefix(kind.values_by_number[0].name.removesuffix("UNSPECIFIED")).lower()
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Names come from other programs: nothing in them may steer the terminal or break the line."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

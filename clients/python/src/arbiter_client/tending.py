@@ -36,7 +36,7 @@ _PASSING = frozenset(
 )
 
 #: What a message on the session is about; ``None`` for a subscription.
-About: TypeAlias = beats.Beat | requests.Patient | requests.Return | None
+About: TypeAlias = beats.Beat | requests.Patient | requests.Back | None
 
 
 class Tending:

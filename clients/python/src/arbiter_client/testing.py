@@ -29,6 +29,7 @@ from arbiter_client import (
     errors,
     keeper,
     memory_books,
+    memory_reservations,
     memory_transport,
     preemption,
     terms,
@@ -96,6 +97,7 @@ class InMemoryArbiter:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._books = memory_books.Books(amounts.parse_bytes(capacity), amounts.parse_seconds(ttl))
+        self._reservations = memory_reservations.Reservations(self._books)
         self._links: list[memory_transport.Link] = []
         self._refusals: deque[str] = deque()
         self._preemptions: deque[arbiter_service_pb2.RequestPreemptionResponse] = deque()
@@ -243,6 +245,7 @@ class InMemoryArbiter:
         why = lease_pb2.EndReason.Value("END_REASON_" + reason)
         with self._lock:
             self._books.end(lease_id, why)
+            self._reservations.end(lease_id)
             ended = arbiter_service_pb2.EndedLease(lease_id=lease_id, end_reason=why)
             self._tell_all(self._books.quality(ended=[ended]))
             self._changed.notify_all()
@@ -273,6 +276,23 @@ class InMemoryArbiter:
             used_memory_bytes=said.used_memory_bytes if said.HasField("used_memory_bytes") else None,
             kv=said.kv if said.HasField("kv") else None,
         )
+
+    def reserved_tokens(self, lease_id: str) -> int:
+        """KV tokens that are reserved for a lease now; 0 for one that has ended, or never was.
+
+        A reservation is granted at once where it fits the budget that was pushed last, else refused at once.
+        """
+        with self._lock:
+            return self._reservations.reserved(lease_id)
+
+    def used_tokens(self, reservation_id: str) -> int:
+        """KV tokens that the worker said it has used of a reservation that it has returned.
+
+        Raises:
+            ReservationNotFound: It has not returned it.
+        """
+        with self._lock:
+            return self._reservations.used(reservation_id)
 
     def refuse_next(self, reason: str) -> None:
         """Refuses the next request for a lease with ``reason``, such as ``"INSUFFICIENT_MEMORY"``.
@@ -356,11 +376,17 @@ class InMemoryArbiter:
             case "allocate":
                 return arbiter_service_pb2.SessionResponse(allocate=self._grant(request.allocate))
             case "release":
-                return arbiter_service_pb2.SessionResponse(release=self._books.release(request.release))
+                released = self._books.release(request.release)
+                self._reservations.end(request.release.lease_id)
+                return arbiter_service_pb2.SessionResponse(release=released)
             case "subscribe":
                 return arbiter_service_pb2.SessionResponse(quality=self._books.snapshot(request.subscribe))
             case "request_preemption":
                 return arbiter_service_pb2.SessionResponse(request_preemption=self._preempt())
+            case "reserve_kv":
+                return arbiter_service_pb2.SessionResponse(reserve_kv=self._reservations.reserve(request.reserve_kv))
+            case "complete_kv":
+                return arbiter_service_pb2.SessionResponse(complete_kv=self._reservations.complete(request.complete_kv))
             case kind:
                 raise errors.NotServed(f"the in-memory arbiter does not serve {kind}")
 

@@ -165,15 +165,17 @@ class Shard(_message.Message):
     group: _builtins.str
     """Name of the split model."""
     name: _builtins.str
-    """Name of this shard, unique in the group."""
+    """Name of this shard, unique in the group. A new lease with the name of an older one takes its place."""
     position: _builtins.int
     """Place in pipeline order, counted from 0."""
     layers: _builtins.int
-    """Layers it serves now."""
+    """Layers it brings along. Counts while the model is put together; from the first plan on, and while a failed shard
+    holds layers, a new name holds none, and one that comes back holds what its directive says.
+    """
     bytes_per_layer: _builtins.int
-    """Bytes one more layer costs."""
+    """Bytes one more layer costs; 0 when unknown."""
     max_layers: _builtins.int
-    """The most layers it can serve; 0 for no own limit."""
+    """The most layers it can serve, at least `layers`; 0 for no own limit."""
     def __init__(
         self,
         *,
@@ -551,7 +553,9 @@ class HeartbeatRequest(_message.Message):
 
         @_builtins.property
         def shard_latencies(self) -> _containers.RepeatedCompositeFieldContainer[_duration_pb2.Duration]:
-            """Time per forward pass of the shard since the last report, newest last; at most 256."""
+            """Time of each forward pass of the shard since the last report, above 0, newest last; at most 256. In the report that
+            confirms other layers: of the passes before.
+            """
 
         @_builtins.property
         def busy_for(self) -> _duration_pb2.Duration:

@@ -76,6 +76,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the engine's KV budget has no room for so many tokens now. Retry."""
     ERROR_REASON_RESERVATION_NOT_FOUND: _ErrorReason.ValueType  # 25
     """NOT_FOUND: no such KV reservation; it ended with its lease, expired, or never was."""
+    ERROR_REASON_SHARD_NOT_FOUND: _ErrorReason.ValueType  # 26
+    """NOT_FOUND: no such split model in this namespace, or no such shard of it."""
+    ERROR_REASON_INVALID_ASSIGNMENT: _ErrorReason.ValueType  # 27
+    """FAILED_PRECONDITION: the assignment does not give every layer to one shard that can take it.
+    Example metadata: {"group": "llama", "shard": "b"}.
+    """
+    ERROR_REASON_STALE_PLAN: _ErrorReason.ValueType  # 28
+    """FAILED_PRECONDITION: the plan is not what is suggested now. Evaluate again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Value of `google.rpc.ErrorInfo.reason` in every failed call, with domain "arbiter" and without the prefix
@@ -137,4 +145,12 @@ ERROR_REASON_INSUFFICIENT_TOKENS: ErrorReason.ValueType  # 24
 """RESOURCE_EXHAUSTED: the engine's KV budget has no room for so many tokens now. Retry."""
 ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND: no such KV reservation; it ended with its lease, expired, or never was."""
+ERROR_REASON_SHARD_NOT_FOUND: ErrorReason.ValueType  # 26
+"""NOT_FOUND: no such split model in this namespace, or no such shard of it."""
+ERROR_REASON_INVALID_ASSIGNMENT: ErrorReason.ValueType  # 27
+"""FAILED_PRECONDITION: the assignment does not give every layer to one shard that can take it.
+Example metadata: {"group": "llama", "shard": "b"}.
+"""
+ERROR_REASON_STALE_PLAN: ErrorReason.ValueType  # 28
+"""FAILED_PRECONDITION: the plan is not what is suggested now. Evaluate again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

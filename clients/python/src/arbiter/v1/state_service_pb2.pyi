@@ -3,6 +3,7 @@
 isort:skip_file
 Looking at the arbiter: what is, why it is so, and what happens."""
 
+from arbiter.v1 import balance_service_pb2 as _balance_service_pb2
 from arbiter.v1 import lease_pb2 as _lease_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -214,6 +215,14 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """An engine was told another budget of KV tokens."""
     EVENT_KIND_KV_RESERVATION_EXPIRED: _EventKind.ValueType  # 29
     """A KV reservation was abandoned and has returned by itself."""
+    EVENT_KIND_BALANCE_SUGGESTED: _EventKind.ValueType  # 30
+    """Moving layers of a split model would pay."""
+    EVENT_KIND_BALANCE_APPLIED: _EventKind.ValueType  # 31
+    """Every shard has confirmed the layers of a plan."""
+    EVENT_KIND_SHARD_STATE_CHANGED: _EventKind.ValueType  # 32
+    """A shard can be relied on more, or less."""
+    EVENT_KIND_BALANCE_BEGUN: _EventKind.ValueType  # 33
+    """A plan was applied: every shard is told its layers."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened."""
@@ -280,6 +289,14 @@ EVENT_KIND_KV_BUDGET_CHANGED: EventKind.ValueType  # 28
 """An engine was told another budget of KV tokens."""
 EVENT_KIND_KV_RESERVATION_EXPIRED: EventKind.ValueType  # 29
 """A KV reservation was abandoned and has returned by itself."""
+EVENT_KIND_BALANCE_SUGGESTED: EventKind.ValueType  # 30
+"""Moving layers of a split model would pay."""
+EVENT_KIND_BALANCE_APPLIED: EventKind.ValueType  # 31
+"""Every shard has confirmed the layers of a plan."""
+EVENT_KIND_SHARD_STATE_CHANGED: EventKind.ValueType  # 32
+"""A shard can be relied on more, or less."""
+EVENT_KIND_BALANCE_BEGUN: EventKind.ValueType  # 33
+"""A plan was applied: every shard is told its layers."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -713,6 +730,7 @@ class GetStateResponse(_message.Message):
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     OBSERVE_ONLY_FIELD_NUMBER: _builtins.int
     KV_ENGINES_FIELD_NUMBER: _builtins.int
+    SHARD_GROUPS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server."""
     server_epoch: _builtins.int
@@ -761,6 +779,10 @@ class GetStateResponse(_message.Message):
     def kv_engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvEngine]:
         """The KV engines, oldest first."""
 
+    @_builtins.property
+    def shard_groups(self) -> _containers.RepeatedCompositeFieldContainer[_balance_service_pb2.ShardGroup]:
+        """The models that are split over workers."""
+
     def __init__(
         self,
         *,
@@ -779,10 +801,11 @@ class GetStateResponse(_message.Message):
         accounts: _abc.Iterable[Global___Account] | None = ...,
         observe_only: _builtins.bool = ...,
         kv_engines: _abc.Iterable[Global___KvEngine] | None = ...,
+        shard_groups: _abc.Iterable[_balance_service_pb2.ShardGroup] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "stats", b"stats", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "devices", b"devices", "draining", b"draining", "kv_engines", b"kv_engines", "leases", b"leases", "notes", b"notes", "observe_only", b"observe_only", "quality_policy", b"quality_policy", "revision", b"revision", "server_epoch", b"server_epoch", "state", b"state", "stats", b"stats", "uptime", b"uptime", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "devices", b"devices", "draining", b"draining", "kv_engines", b"kv_engines", "leases", b"leases", "notes", b"notes", "observe_only", b"observe_only", "quality_policy", b"quality_policy", "revision", b"revision", "server_epoch", b"server_epoch", "shard_groups", b"shard_groups", "state", b"state", "stats", b"stats", "uptime", b"uptime", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Two language models share the KV tokens of one device: budgets follow work, weights and priority."""

@@ -1,0 +1,1 @@
+"""Metrics over real HTTP, read with the library's own parsers."""
