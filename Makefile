@@ -2,6 +2,7 @@
 #
 #   PYTHON=python3.12   the interpreter; default: the first usable one of python3, python3.14 ... python3.11
 #   LIGHT=1             make run without the 200 MB language model
+#   EXAMPLE=two_engines make run another demonstration: two engines that share KV tokens, without that model either
 #   ARGS="..."          handed on to the demonstration (run) or to pytest (test, test-fast)
 
 .DEFAULT_GOAL := help
@@ -13,6 +14,7 @@ export PYTHON
 endif
 
 PY := .venv/bin/python
+EXAMPLE ?= first_light
 # Tests with real processes mostly wait for times to pass, so that more of them than there are cores run at a time.
 AT_ONCE := -n 4 --dist worksteal
 # Their own tests must reach every branch of what decides and remembers. They take seconds, so make test runs them once
@@ -34,10 +36,10 @@ setup: ## Set up everything that the other verbs need, without the 200 MB engine
 run: ## Watch two real workers share one memory (LIGHT=1: without the 200 MB engine)
 	@.ci/preflight >/dev/null
 	@.ci/set-up base
-ifeq ($(LIGHT),)
+ifeq ($(EXAMPLE)$(LIGHT),first_light)
 	@.ci/set-up engine || .ci/without-engine
 endif
-	@exec $(PY) -m examples.first_light $(if $(LIGHT),--light) $(ARGS)
+	@exec $(PY) -m examples.$(EXAMPLE) $(if $(filter first_light,$(EXAMPLE)),$(if $(LIGHT),--light)) $(ARGS)
 
 .PHONY: test
 test: ## Set up and run every test

@@ -21,8 +21,7 @@
     ├── ObserveOnly             this server only watches
     ├── DeviceStale             the device cannot be measured
     ├── ShuttingDown            the server drains
-    ├── SlowSubscriber          the stream takes no messages
-    └── NotServed               this server does not do that
+    └── SlowSubscriber          the stream takes no messages
 
 Each class carries the name of its gRPC code and its reason; ``metadata()`` repeats whatever the message mentions. The
 docstring is the default message. Nothing outside ``rpc.status`` turns these into statuses.
@@ -212,10 +211,3 @@ class SlowSubscriber(ArbiterError):
 
     code = "ABORTED"
     reason = "SLOW_SUBSCRIBER"
-
-
-class NotServed(ArbiterError):
-    """This server does not serve the call yet."""
-
-    code = "UNIMPLEMENTED"
-    reason = "NOT_SERVED"

@@ -182,6 +182,7 @@ class EventKind(IntEnum):
     BALANCE_APPLIED = 31
     SHARD_STATE_CHANGED = 32
     BALANCE_BEGUN = 33
+    KV_BUDGET_ADVISED = 34
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,13 +148,11 @@ def _bury(connection: sqlite3.Connection, lease_id: LeaseId, drained_at: float) 
     )
     if cursor.rowcount:
         connection.execute("DELETE FROM lease WHERE lease_id = ?", (lease_id,))
-        newest = cursor.lastrowid or 0
-        if newest % SPARE_ROWS == 0:
-            connection.execute("DELETE FROM grave WHERE number <= ?", (newest - MAX_GRAVES,))
+        _trim(connection, "grave", cursor.lastrowid or 0, MAX_GRAVES)
 
 
 def _event(connection: sqlite3.Connection, event: EventRecord) -> None:
-    connection.execute(
+    cursor = connection.execute(
         "INSERT OR REPLACE INTO event"
         " (sequence, wall_time, kind, lease_id, request_id, device_id, holder, namespace, fields)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -170,8 +168,13 @@ def _event(connection: sqlite3.Connection, event: EventRecord) -> None:
             journal_words.text(event.fields),
         ),
     )
-    if event.sequence % SPARE_ROWS == 0:
-        connection.execute("DELETE FROM event WHERE sequence <= ?", (event.sequence - MAX_EVENTS,))
+    _trim(connection, "event", cursor.lastrowid or 0, MAX_EVENTS)
+
+
+def _trim(connection: sqlite3.Connection, table: str, newest: int, most: int) -> None:
+    """Removes the oldest rows now and then; rows are numbered without gaps."""
+    if newest % SPARE_ROWS == 0:
+        connection.execute(f"DELETE FROM {table} WHERE number <= ?", (newest - most,))
 
 
 def read(connection: sqlite3.Connection) -> Content:
@@ -249,7 +252,7 @@ def _graves(connection: sqlite3.Connection) -> tuple[GraveRecord, ...]:
 def _events(connection: sqlite3.Connection) -> tuple[EventRecord, ...]:
     rows = connection.execute(
         "SELECT sequence, wall_time, kind, lease_id, request_id, device_id, holder, namespace, fields FROM"
-        " (SELECT * FROM event ORDER BY sequence DESC LIMIT ?) ORDER BY sequence",
+        " (SELECT * FROM event ORDER BY number DESC LIMIT ?) ORDER BY number",
         (MAX_EVENTS,),
     )
     return tuple(

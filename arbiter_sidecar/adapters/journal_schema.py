@@ -41,14 +41,15 @@ STEPS: tuple[tuple[str, ...], ...] = (
         " fence INTEGER NOT NULL, device_id TEXT NOT NULL, namespace TEXT NOT NULL, end_reason INTEGER NOT NULL,"
         " drained_at REAL NOT NULL)",
         "CREATE TABLE plan (plan_id TEXT PRIMARY KEY, content TEXT NOT NULL)",
-        "CREATE TABLE event (sequence INTEGER PRIMARY KEY, wall_time REAL NOT NULL, kind INTEGER NOT NULL,"
-        " lease_id TEXT NOT NULL, request_id TEXT NOT NULL, device_id TEXT NOT NULL, holder TEXT NOT NULL,"
+        "CREATE TABLE event (number INTEGER PRIMARY KEY AUTOINCREMENT, sequence INTEGER NOT NULL UNIQUE,"
+        " wall_time REAL NOT NULL, kind INTEGER NOT NULL, lease_id TEXT NOT NULL, request_id TEXT NOT NULL, device_id TEXT NOT NULL, holder TEXT NOT NULL,"
         " namespace TEXT NOT NULL, fields TEXT NOT NULL)",
     ),
 )
 
-#: The last is what a missing table or column is called.
-_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
+_TABLES = frozenset({"meta", "fence", "lease", "idempotency", "grave", "plan", "event"})
+
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _ERRNO = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -197,7 +198,7 @@ def _version(connection: sqlite3.Connection) -> int:
     tables = {str(row[0]) for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
         return 0
-    row = connection.execute("SELECT schema FROM meta").fetchone() if "meta" in tables else None
+    row = connection.execute("SELECT schema FROM meta").fetchone() if tables >= _TABLES else None
     if row is None or not isinstance(row[0], int) or row[0] < 1:
         raise _DamagedError("it holds no journal")
     return row[0]
@@ -235,15 +236,15 @@ def _begin(
 
 
 def _move_aside(path: Path) -> str:
-    """Moves the file and its log away, together and so that both can still be opened; returns the new name."""
+    """Moves the file and its log away, so that they can still be read together; returns the new name."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     target, number = path.with_name(f"{path.name}.damaged-{stamp}"), 1
     while target.exists():
         number += 1
         target = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
-    log = path.with_name(path.name + "-wal")
-    if log.exists():
-        log.rename(target.with_name(target.name + "-wal"))
+    for ending in ("-wal", "-journal"):
+        if (log := path.with_name(path.name + ending)).exists():
+            log.rename(target.with_name(target.name + ending))
     path.with_name(path.name + "-shm").unlink(missing_ok=True)
     path.rename(target)
     return str(target)

@@ -1,7 +1,8 @@
 """The combined decision core. Pure and synchronous; see ``core`` for its laws."""
 
+from arbiter_sidecar.arbiter.admission import Dry
 from arbiter_sidecar.arbiter.books import ArbiterConfig, KvConfig, Names, OveruseConfig, PreemptionConfig, QueueConfig
-from arbiter_sidecar.arbiter.core import Arbiter, Dry
+from arbiter_sidecar.arbiter.core import Arbiter
 from arbiter_sidecar.arbiter.explain import Explanation
 from arbiter_sidecar.arbiter.renewal import BeatOutcome, BeatResult
 

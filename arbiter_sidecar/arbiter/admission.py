@@ -53,6 +53,23 @@ class Prospect:
         return (self.fits, possible, self.quality, self.device.available_bytes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dry:
+    """What a dry run of an allocation found.
+
+    Attributes:
+        device_id: Where it would be.
+        quality: With which quality it would start.
+        memory_bytes: Bytes at that quality.
+        fits: Whether it would be granted at once; else after those who wait already, or after reductions.
+    """
+
+    device_id: DeviceId
+    quality: float
+    memory_bytes: int
+    fits: bool
+
+
 def prospect(books: Books, device: DeviceBook, request: AllocationRequest, now: float) -> Prospect:
     """Looks at a request and a device; changes nothing."""
     elastic = books.shape(request)

@@ -15,7 +15,6 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from arbiter_sidecar import errors
 from arbiter_sidecar.arbiter import (
@@ -56,23 +55,6 @@ from arbiter_sidecar.types import (
 WAKE_SHARE = 1 / 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dry:
-    """What a dry run of an allocation found.
-
-    Attributes:
-        device_id: Where it would be.
-        quality: With which quality it would start.
-        memory_bytes: Bytes at that quality.
-        fits: Whether it would be granted at once; else after those who wait already, or after reductions.
-    """
-
-    device_id: DeviceId
-    quality: float
-    memory_bytes: int
-    fits: bool
-
-
 class Arbiter:
     """Decides who may use how much. Single-threaded, synchronous, without clock, randomness or input and output.
 
@@ -99,6 +81,7 @@ class Arbiter:
         device = self.books.devices[facts.device_id] = DeviceBook(
             facts, self.books.config.rules, kv_tokens=self.books.config.kv.tokens
         )
+        device.kv.bounded = not self.books.config.observe_only
         self._reconcile([device], now)
 
     def allocate(self, request: AllocationRequest, now: float, *, since: float | None = None) -> Ticket:
@@ -178,7 +161,7 @@ class Arbiter:
                 self._admit(now)
         self._publish(books.devices.values(), now)
 
-    def dry_run(self, request: AllocationRequest, now: float) -> Dry:
+    def dry_run(self, request: AllocationRequest, now: float) -> admission.Dry:
         """What ``allocate`` would do now; changes nothing.
 
         Raises:
@@ -201,7 +184,7 @@ class Arbiter:
         )
         if not best.feasible or best.frozen:
             raise admission.refusal(best, request)
-        return Dry(
+        return admission.Dry(
             device_id=best.device.device_id,
             quality=best.quality,
             memory_bytes=best.start_bytes,
@@ -410,7 +393,7 @@ class Arbiter:
         overuse.look(books, device, now)
         for lease in device.live.values():
             # What was measured before it was told less proves nothing.
-            proven = lease.measured_over and taken_at >= lease.told_at and lease.measured_bytes is not None
+            proven = lease.measured_over and lease.measured_at >= lease.told_at
             if proven and (lease.measured_bytes or 0) <= lease.limit_bytes:
                 device.charge(lease, lease.limit_bytes)
         self._reconcile([device], now)
@@ -451,6 +434,7 @@ class Arbiter:
             books.stats.refused += len(waiter.tickets)
             books.fail(waiter, errors.ShuttingDown())
         asking.shut(books, now)
+        kv.shut(books)
         self._reconcile(books.devices.values(), now)
 
     def advance(self, now: float, limit: int = 64) -> bool:

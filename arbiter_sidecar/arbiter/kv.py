@@ -65,7 +65,10 @@ def publish(books: Books, device: DeviceBook, now: float) -> None:
     book = device.kv
     if book.dirty:
         book.dirty = False
-        _share(books, book, now)
+        if books.config.observe_only:
+            _advise(books, book)
+        else:
+            _share(books, book, now)
     _serve_waiting(books, book, now)
 
 
@@ -92,6 +95,22 @@ def _share(books: Books, book: KvBook, now: float) -> None:
         watch(books, lease, state, now)
     if rising:
         _raise(books, book, rising)
+
+
+def _advise(books: Books, book: KvBook) -> None:
+    """Observe-only: every engine has the most it could ever have, and the books say what it would be told."""
+    shares = kv_budget.allocate(
+        book.inputs(), book.total, engine_cap_permille=books.config.kv.engine_cap_permille, block_tokens=book.unit
+    )
+    for lease, share in zip(book.engines.values(), shares, strict=True):
+        state = book.of(lease)
+        most = book.total if state.share.max_tokens is None else min(book.total, state.share.max_tokens)
+        if state.budget != most:
+            book.charge(lease, most)
+            _tell(books, lease, state, most)
+        if state.advised != share:
+            state.advised = share
+            books.happened(EventKind.KV_BUDGET_ADVISED, lease, tokens=share, resident=state.resident)
 
 
 def _move_loans(book: KvBook, targets: dict[Lease, int]) -> None:
@@ -387,6 +406,14 @@ def _close(books: Books, book: KvBook, reservation: Reservation) -> None:
     books.kv_completed[reservation.reservation_id] = None
     if len(books.kv_completed) > books.config.kv.max_reservations:
         books.kv_completed.popitem(last=False)
+
+
+def shut(books: Books) -> None:
+    """The server drains: whoever waits to reserve hears so."""
+    for device in books.devices.values():
+        for waiting in device.kv.waiting:
+            device.kv.leave(waiting.ticket)
+            books.pending.append(effects.ReservationRefused(waiting.ticket, errors.ShuttingDown()))
 
 
 def withdraw(books: Books, ticket: Ticket) -> DeviceBook | None:

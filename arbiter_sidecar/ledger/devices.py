@@ -428,7 +428,7 @@ class DeviceBook:
 
     def _measure(self, lease: Lease, found: int, taken_at: float) -> None:
         self.accounted_bytes -= lease.accounted_bytes
-        lease.measured_bytes = found
+        lease.measured_bytes, lease.measured_at = found, taken_at
         self.accounted_bytes += lease.accounted_bytes
         if found > lease.limit_bytes and taken_at >= lease.told_at:
             lease.measured_over = True

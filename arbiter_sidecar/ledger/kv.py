@@ -138,6 +138,7 @@ class KvState:
         wanted: Σ of its reservations that wait.
         missed: The largest that it was refused of late, and may ask for again.
         missed_until: Until when that counts, monotonic seconds.
+        advised: The budget it would be told if the arbiter did more than observe; ``None`` when it does.
         demand: The demand with which budgets were computed last; ``None``: unknown.
         lowered_at: Revision of the directive with the last lower budget.
         over_since: Since when it has kept more than its budget, monotonic seconds; ``None``: it does not.
@@ -147,6 +148,7 @@ class KvState:
     """
 
     __slots__ = (
+        "advised",
         "budget",
         "charged",
         "demand",
@@ -172,6 +174,7 @@ class KvState:
         self.wanted = 0
         self.missed = 0
         self.missed_until = 0.0
+        self.advised: int | None = None
         self.demand: int | None = None
         self.lowered_at = 0
         self.over_since: float | None = None
@@ -335,6 +338,7 @@ class KvBook:
 
     Attributes:
         total: How many there are.
+        bounded: Whether no more than those may be promised.
         engines: The living leases that are KV engines, by fence.
         charged: Σ of what is charged to them.
         floors: Σ of what they were promised at least.
@@ -351,6 +355,7 @@ class KvBook:
         "_inputs",
         "_named",
         "_waiting",
+        "bounded",
         "charged",
         "dirty",
         "engines",
@@ -364,6 +369,7 @@ class KvBook:
 
     def __init__(self, total: int) -> None:
         self.total = total
+        self.bounded = True
         self.engines: dict[int, Lease] = {}
         self.charged = 0
         self.floors = 0
@@ -539,7 +545,8 @@ class KvBook:
     def check(self) -> None:
         """Raises ``AssertionError`` where the book contradicts itself."""
         states = {lease: self.of(lease) for lease in self.engines.values()}
-        assert self.charged == sum(state.charged for state in states.values()) <= self.total
+        assert self.charged == sum(state.charged for state in states.values())
+        assert self.charged <= self.total or not self.bounded
         assert self.floors == sum(state.share.min_tokens for state in states.values())
         assert self._blocks == Counter(state.share.block_tokens for state in states.values())
         assert all(held.lease in states for held in self._named.values())

@@ -6,6 +6,7 @@ Ending a lease here ends authority only; its bytes stay in the device's book unt
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -53,6 +54,7 @@ class Lease:
         overuse: That it uses clearly more than it leased, and what was done about it; ``None`` when it does not.
         advised: The quality it would be told if the arbiter did more than observe.
         told_at: When it was last told another limit, monotonic seconds.
+        measured_at: When the measuring that found ``measured_bytes`` began, monotonic seconds.
         starting_until: Until when it may start up undisturbed; 0 when it announced nothing.
         settled_at: Up to when the quality it lost, or the bytes it kept, stand in its holder's account.
         measured_over: It was above its limit when it was told that or since, so that a fall proves compliance.
@@ -85,6 +87,7 @@ class Lease:
         "last_beat",
         "lease_id",
         "limit_bytes",
+        "measured_at",
         "measured_bytes",
         "measured_over",
         "over_since",
@@ -156,6 +159,7 @@ class Lease:
         self.overuse: Overuse | None = None
         self.advised: float | None = None
         self.told_at = now
+        self.measured_at = -math.inf
         self.starting_until = 0.0
         self.settled_at = now
         self.residue_bytes = 0

@@ -343,7 +343,7 @@ class ShardBook:
         self._touched[group.key] = group
 
     def schedule(self, group: ShardGroup, at: float) -> None:
-        """Has a group evaluated then, or when it was to be evaluated already. Later calls never name an earlier time."""
+        """Has a group evaluated then, or when it was to be already. Later calls never name an earlier time."""
         self._due.setdefault(group.key, at)
 
     @property

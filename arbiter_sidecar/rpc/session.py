@@ -239,10 +239,8 @@ class Session:
                 self._send(pb.SessionResponse(correlation_id=correlation_id, release=released))
         elif kind == "subscribe":
             self._subscribe(correlation_id, request.subscribe)
-        elif kind is None:
-            raise errors.InvalidRequest([("request", "is required")])
         else:
-            raise errors.NotServed(f"this server does not serve {kind} yet")
+            raise errors.InvalidRequest([("request", "is required")])
 
     def _begin(self, correlation_id: int, work: Coroutine[None, None, pb.SessionResponse]) -> None:
         """Lets something take its time without holding up what follows."""

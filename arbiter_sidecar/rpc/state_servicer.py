@@ -158,6 +158,7 @@ class StateServicer:
             charged_tokens=state.charged,
             donated_tokens=book.lent(lease),
             borrowed_tokens=book.borrowed(lease),
+            advised_tokens=state.advised,
         )
 
     def _waiting(self, waiter: Waiter, place: int, now: float) -> pb.WaitingRequest:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from arbiter_sidecar.adapters.journal_rows import FENCE_BLOCK
+from arbiter_sidecar.adapters.journal_rows import FENCE_BLOCK, MAX_EVENTS
 from arbiter_sidecar.ports import (
     DonationRecord,
     EventHappened,
@@ -154,6 +154,7 @@ class Known:
             case PlanEnded(plan_id):
                 self.plans.pop(plan_id, None)
             case EventHappened(event):
+                self.events.pop(event.sequence, None)
                 self.events[event.sequence] = event
 
     def _change(self, lease_id: LeaseId, *, confirmed: bool) -> None:
@@ -203,7 +204,7 @@ class Known:
             and self.requests == recovered.requests
             and self.fences == recovered.fences
             and list(self.plans.values()) == list(recovered.plans)
-            and [self.events[number] for number in sorted(self.events)] == list(recovered.events)
+            and list(self.events.values())[-MAX_EVENTS:] == list(recovered.events)
         )
 
 
@@ -230,7 +231,7 @@ def story(seed: int, before: Recovered) -> Iterator[list[JournalOperation]]:
             breath += [PlanOpened(plan(f"plan {chance.randint(1, 3)}", *living[:2])), resized(living[0], number)]
         elif what < 0.85:
             breath += [PlanEnded(f"plan {chance.randint(1, 3)}")]
-        elif what < 0.95 or not over:
+        elif what < 0.91 or not over:
             over.append(living.pop(chance.randrange(len(living))))
             breath += [ended(over[-1], chance.choice((EndReason.EXPIRED, EndReason.PREEMPTED))), happened(number)]
         else:

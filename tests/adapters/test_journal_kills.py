@@ -21,7 +21,7 @@ from tests.adapters import journal_script, journal_victim
 
 _KILLS = 200
 #: A new file after so many, so that files are also made anew again and again.
-_LIVES = 25
+_LIVES = 20
 #: SQL statements of an opening and a few dozen commits.
 _STATEMENTS = 600
 #: Longest life of a writer that does not kill itself, seconds.
@@ -78,7 +78,7 @@ async def _look(path: Path, copy: Path) -> Recovered:
     """What a journal would find; the file itself is left as the dead have left it."""
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
-    for name in (path.name, f"{path.name}-wal"):
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-journal"):
         if (path.parent / name).exists():
             shutil.copy(path.parent / name, copy / name)
     journal = SqliteJournal(copy / path.name)
@@ -96,7 +96,10 @@ def _parts_kept(seed: int, before: Recovered, after: Recovered, acknowledged: in
     for number, breath in enumerate(journal_script.story(seed, before)):
         if number >= acknowledged and known.is_what(after):
             return number
-        assert number <= acknowledged + journal_victim.AHEAD, f"what is known is not the story up to {acknowledged}"
+        assert number <= acknowledged + journal_victim.AHEAD, (
+            f"part {acknowledged} was acknowledged, what is known is no part up to {number - 1}:"
+            f" {len(before.leases)} leases before, {len(after.leases)} after, last events {after.events[-2:]}"
+        )
         known.take(breath)
     raise AssertionError("stories have no end")
 
@@ -121,6 +124,7 @@ async def test_what_was_acknowledged_is_kept_when_the_writer_is_killed(
         assert not after.set_aside
         assert not after.rebooted
         assert after.epoch >= max(before.epoch, epoch), f"life {life}: the epoch went back"
+        assert not list(path.parent.glob("*damaged*"))
         unanswered += _parts_kept(life, before, after, kept) > kept
         _assert_single(before, after)
         acknowledged, silent = acknowledged + kept, silent + (epoch == 0)

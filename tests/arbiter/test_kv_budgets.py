@@ -344,3 +344,17 @@ def test_wish_for_a_floor_waits_for_nobody_when_it_fits_another_device() -> None
     desk.box(100, "other")
     lease = desk.take(wish(size=1, kv=KvShare(min_tokens=40)))
     assert lease.device_id == "other"
+
+
+def test_engines_have_all_they_could_have_when_the_arbiter_only_observes() -> None:
+    kv = KvDesk(sharing(config=replace(LINEAR, observe_only=True)))
+    engines = free, capped, small = kv.engine(), kv.engine(cap=300), kv.engine(cap=100)
+    for lease in engines:
+        kv.say(lease, usage(900))
+    assert kv.budgets(*engines) == [1000, 300, 100]
+    assert [kv.state(lease).advised for lease in engines] == [600, 300, 100]
+    kv.say(capped, usage(0, active=False))
+    assert kv.budgets(*engines) == [1000, 300, 100]
+    assert [kv.state(lease).advised for lease in engines] == [900, 0, 100]
+    told = [each.fields["tokens"] for each in kv.events(EventKind.KV_BUDGET_ADVISED, free.lease_id)]
+    assert told[-2:] == ["600", "900"]

@@ -537,3 +537,18 @@ def test_events_tell_the_whole_story(kv: KvDesk) -> None:
         "outcome": "enough",
     }
     assert any(isinstance(each, effects.PlanClosed) for each in kv.effects)
+
+
+def test_loan_is_over_at_once_when_the_one_that_asked_has_no_work(kv: KvDesk) -> None:
+    busy, idle = kv.engine(priority=LOW), kv.engine()
+    kv.say(busy, usage(0, running=LOW))
+    kv.say(idle, usage(0, active=False))
+    kv.settle(busy, idle)
+    kv.at(2.0)
+    ticket = kv.lend(200, idle)
+    assert kv.budgets(busy, idle) == [800, 0]
+    kv.say(busy)
+    assert kv.came_to(ticket) is None
+    assert not kv.book.loans
+    kv.settle(busy, idle)
+    assert kv.budgets(busy, idle) == [1000, 0]

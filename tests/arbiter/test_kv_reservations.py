@@ -252,11 +252,13 @@ def test_reservation_stays_when_one_of_two_callers_has_gone(kv: KvDesk) -> None:
 def test_order_ends_when_what_was_reserved_returns(kv: KvDesk) -> None:
     first, second = kv.engine(), kv.engine()
     kv.say(first, usage())
-    reservation = kv.reserved(kv.reserve(first, 800))
+    large, small = (kv.reserved(kv.reserve(first, tokens)) for tokens in (700, 100))
     kv.say(second, usage())
     kv.at(5.0)
     assert kv.events(EventKind.RECLAIM_REQUESTED, first.lease_id)[-1].fields["kv_tokens"] == "300"
-    kv.complete(reservation.reservation_id)
+    kv.complete(small.reservation_id)
+    assert not kv.order(first).acknowledged
+    kv.complete(large.reservation_id)
     assert kv.state(first).order is None
     kv.at(60.0)
     assert not kv.events(EventKind.RECLAIM_ESCALATED)
@@ -296,3 +298,12 @@ def test_nothing_is_reserved_when_the_server_drains(kv: KvDesk) -> None:
         kv.reserve(lease, 1)
     kv.complete(reservation.reservation_id)
     assert kv.state(lease).reserved == 0
+
+
+def test_reservation_that_waits_is_refused_when_the_server_drains(kv: KvDesk) -> None:
+    (lease,) = kv.working(1, resident=1000)
+    waits = kv.reserve(lease, 100, wait=30.0)
+    kv.arbiter.drain(kv.now)
+    kv.collect()
+    assert isinstance(kv.reservation_error(waits), errors.ShuttingDown)
+    assert kv.state(lease).wanted == 0

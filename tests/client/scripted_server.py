@@ -61,6 +61,7 @@ class Script:
     answers_cancels: bool = True
     allocate_errors: list[arbiter_service_pb2.Error] = field(default_factory=list)
     holds_preemptions: bool = False
+    holds_reservations: bool = False
     preempt_errors: list[arbiter_service_pb2.Error] = field(default_factory=list)
     preemption: arbiter_service_pb2.RequestPreemptionResponse = field(
         default_factory=arbiter_service_pb2.RequestPreemptionResponse
@@ -88,6 +89,8 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
         #: Kinds of the messages that were taken back; "" for one that was not waiting.
         self.cancels: list[str] = []
         self.releases: list[arbiter_service_pb2.ReleaseRequest] = []
+        self.reservations: list[arbiter_service_pb2.ReserveKvRequest] = []
+        self.completions: list[arbiter_service_pb2.CompleteKvRequest] = []
         self.subscribes: list[arbiter_service_pb2.StreamQualityRequest] = []
         self.sessions = 0
         self._streams: list[Stream] = []
@@ -231,7 +234,7 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
                 answer.error.CopyFrom(self.script.beat_error)
             else:
                 answer.heartbeat.CopyFrom(self._renew(request.heartbeat))
-        elif kind in ("allocate", "request_preemption"):
+        elif kind in ("allocate", "request_preemption", "reserve_kv"):
             told = self._begin(stream, request)
             if told is None:
                 return
@@ -242,6 +245,9 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
         elif kind == "release":
             self.releases.append(request.release)
             answer.release.SetInParent()
+        elif kind == "complete_kv":
+            self.completions.append(request.complete_kv)
+            answer.complete_kv.SetInParent()
         elif kind == "subscribe":
             self.subscribes.append(request.subscribe)
             if self.script.subscribe_errors:
@@ -253,7 +259,11 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
 
     def _begin(self, stream: Stream, request: arbiter_service_pb2.SessionRequest) -> Answer | None:
         """The answer to what may take its time, or ``None`` when it is held back."""
-        if request.WhichOneof("request") == "allocate":
+        refusals: list[arbiter_service_pb2.Error] = []
+        if request.WhichOneof("request") == "reserve_kv":
+            self.reservations.append(request.reserve_kv)
+            held = self.script.holds_reservations
+        elif request.WhichOneof("request") == "allocate":
             self.allocates.append(request.allocate)
             held, refusals = self.script.holds_allocates, self.script.allocate_errors
         else:
@@ -271,6 +281,11 @@ class ScriptedServer(arbiter_service_pb2_grpc.ArbiterServiceServicer, state_serv
     def _granted_to(self, request: arbiter_service_pb2.SessionRequest) -> Answer:
         if request.WhichOneof("request") == "allocate":
             return Answer(correlation_id=request.correlation_id, allocate=self._grant(request.allocate))
+        if request.WhichOneof("request") == "reserve_kv":
+            granted = arbiter_service_pb2.ReserveKvResponse(
+                reservation_id=f"of {request.reserve_kv.request_id}", granted_tokens=request.reserve_kv.tokens
+            )
+            return Answer(correlation_id=request.correlation_id, reserve_kv=granted)
         dry = request.request_preemption.dry_run
         return Answer(
             correlation_id=request.correlation_id,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from arbiter_client import BlockingClient, BlockingLease, Client, Lease
+    from tests.client.scripted_server import ScriptedServer
     from tests.running import Running
 
 TOTAL = 4096
@@ -331,6 +332,58 @@ def test_reservation_is_sent_again_when_the_session_was_cut() -> None:
             assert arbiter.reserved_tokens(lease.lease_id) == 100
             arbiter.disconnect()
         until(lambda: arbiter.reserved_tokens(lease.lease_id) == 0)
+
+
+# When the connection ends.
+
+
+async def held_back(server: ScriptedServer, lease: Lease) -> asyncio.Task[arbiter_client.KvReservation]:
+    """A reservation that the server has taken in and not answered."""
+    server.script.holds_reservations = True
+    asking = asyncio.create_task(lease.reserve_kv(16, wait=60, request_id="mine").acquire())
+    await asyncio.to_thread(server.wait, lambda: len(server.reservations) == 1)
+    return asking
+
+
+async def test_waiting_goes_on_over_another_session_for_what_is_left_of_it(server: ScriptedServer) -> None:
+    async with arbiter_client.connect(server.address) as client:
+        lease = await client.lease("engine", memory="1GiB", workload_type="llm", kv=SHARE).acquire()
+        asking = await held_back(server, lease)
+        server.script.holds_reservations = False
+        server.drop()
+        held = await asyncio.wait_for(asking, GUARD_S)
+        first, again = server.reservations
+        assert (held.reservation_id, held.tokens, again.request_id) == ("of mine", 16, first.request_id)
+        assert again.wait_timeout.ToNanoseconds() < first.wait_timeout.ToNanoseconds() <= 60 * 10**9
+        assert not server.completions
+
+
+async def test_tokens_that_nobody_waits_for_any_more_are_found_and_returned_over_another_session(
+    server: ScriptedServer,
+) -> None:
+    server.script.answers_cancels = False
+    async with arbiter_client.connect(server.address) as client:
+        lease = await client.lease("engine", memory="1GiB", workload_type="llm", kv=SHARE).acquire()
+        asking = await held_back(server, lease)
+        asking.cancel()
+        await asyncio.to_thread(server.wait, lambda: server.cancels == ["reserve_kv"])
+        server.script.holds_reservations = False
+        # It may have been granted just before; only asking again tells.
+        server.drop()
+        await asyncio.to_thread(server.wait, lambda: len(server.completions) == 1)
+        assert server.reservations[1].request_id == "mine"
+        assert server.reservations[1].wait_timeout.ToNanoseconds() == 0
+        assert (server.completions[0].reservation_id, server.completions[0].actual_tokens) == ("of mine", 0)
+
+
+async def test_tokens_come_back_over_another_session_when_the_first_one_ended_with_them(server: ScriptedServer) -> None:
+    async with arbiter_client.connect(server.address) as client:
+        lease = await client.lease("engine", memory="1GiB", workload_type="llm", kv=SHARE).acquire()
+        async with lease.reserve_kv(16) as held:
+            held.used(5)
+            server.drop()
+        await asyncio.to_thread(server.wait, lambda: bool(server.completions))
+        assert (server.completions[0].reservation_id, server.completions[0].actual_tokens) == (held.reservation_id, 5)
 
 
 # What people see.

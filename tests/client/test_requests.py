@@ -161,7 +161,7 @@ def test_whoever_was_told_something_is_told_nothing_else() -> None:
     assert asked.future.exception() is GONE
     giving.deliver(True)
     giving.fail(GONE)
-    giving.deliver(already_released=False)
+    giving.deliver(True)
     assert giving.future.result() is True
 
 

@@ -78,6 +78,11 @@ GOOD: list[tuple[str, object, object]] = [
     ("policy", "llm_first", QualityPolicy.LLM_FIRST),
     ("soft_target", "0.5", 0.5),
     ("soft_target", 1, 1.0),
+    ("balance_objective", "latency", Objective.LATENCY),
+    ("balance_threshold", "2", 2.0),
+    ("balance_min_speedup", 1, 1.0),
+    ("balance_min_samples", "256", 256),
+    ("balance_interval_s", "100ms", 0.1),
     ("max_leases", "1", 1),
     ("max_waiting", "1e3", 1000),
     ("max_sessions", 5, 5),
@@ -118,6 +123,10 @@ BAD: list[tuple[str, object]] = [
     *(("host_foreign", raw) for raw in ("", "some", "none:x", "machine:", "cgroup:", "pids:", "cgroup", 3)),
     ("policy", "fair"),
     *(("soft_target", raw) for raw in BAD_SHARES),
+    ("balance_objective", "speed"),
+    *((name, raw) for name in ("balance_threshold", "balance_min_speedup") for raw in (0.99, "nan", "inf", "fast")),
+    *(("balance_min_samples", raw) for raw in (0, 257, 1.5)),
+    ("balance_interval_s", "99ms"),
     *(
         (name, raw)
         for name in ("min_quality", "elasticity")

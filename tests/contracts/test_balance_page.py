@@ -70,18 +70,17 @@ def _plain(text: str) -> list[str]:
 
 
 @contextmanager
-def _shown(steps: list[readme.Step], folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """The workers of the page, until the block ends."""
+def _working(steps: list[readme.Step], folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """The workers of the page, each of which begins when the one before has its layers; until the block ends."""
     (program,) = readme.blocks("python", page=_PAGE)
     file = folder / "arbiter-shard.py"
     file.write_text(readme.moved(program, folder), encoding="utf-8")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(file), *step.words[2:]], cwd=checkout.ROOT, stdout=subprocess.PIPE, text=True
-        )
-        for step in steps
-    ]
+    workers: list[subprocess.Popen[str]] = []
     try:
+        for step in steps:
+            command = [sys.executable, str(file), *step.words[2:]]
+            workers.append(subprocess.Popen(command, cwd=checkout.ROOT, stdout=subprocess.PIPE, text=True))
+            assert "layers" in _line(workers[-1])
         yield workers
     finally:
         for worker in workers:
@@ -89,9 +88,9 @@ def _shown(steps: list[readme.Step], folder: Path) -> Iterator[list[subprocess.P
             worker.communicate()
 
 
-def _lines(worker: subprocess.Popen[str], count: int) -> list[str]:
+def _line(worker: subprocess.Popen[str]) -> str:
     assert worker.stdout is not None
-    return [worker.stdout.readline() for _ in range(count)]
+    return worker.stdout.readline()
 
 
 @pytest.mark.slow
@@ -99,7 +98,7 @@ def test_transcript_happens_as_it_is_printed(tmp_path: Path) -> None:
     steps = readme.transcript(page=_PAGE)
     serving, workers, looks = steps[0], steps[1:3], steps[3:]
     command = [sys.executable, "-m", "arbiter_sidecar", *serving.words[1:], "--drain-timeout", "0s"]
-    with running.started([readme.moved(word, tmp_path) for word in command]), _shown(workers, tmp_path) as started:
+    with running.started([readme.moved(word, tmp_path) for word in command]), _working(workers, tmp_path) as started:
         for step in looks:
             words = [readme.moved(word, tmp_path) for word in step.words[1:]]
             deadline = time.monotonic() + _GUARD_S
@@ -107,11 +106,7 @@ def test_transcript_happens_as_it_is_printed(tmp_path: Path) -> None:
                 assert time.monotonic() < deadline, real
                 assert step is looks[0], real
                 time.sleep(0.2)
-        told = [_lines(worker, 2) for worker in started]
-    assert told == [
-        ["fast: layers 0 to 7\n", "fast: layers 0 to 12\n"],
-        ["slow: layers 8 to 15\n", "slow: layers 13 to 15\n"],
-    ]
+        assert [_line(worker) for worker in started] == ["fast: layers 0 to 12\n", "slow: layers 13 to 15\n"]
 
 
 def _run(words: list[str]) -> str:

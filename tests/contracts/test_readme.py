@@ -140,6 +140,8 @@ def test_commands_of_the_readme_exist() -> None:
     assert {word for program, word in named if program == "arbiter"} == {
         "state",
         "leases",
+        "engines",
+        "balance",
         "explain",
         "watch",
         "preempt",

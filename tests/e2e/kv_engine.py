@@ -3,7 +3,9 @@
     python -m tests.e2e.kv_engine ADDRESS NAME WEIGHT MODE
 
 MODE: "obeys" keeps as much as its budget allows and confirms; "stubborn" keeps what it once had and confirms nothing;
-"reserves" reserves everything, then waits for one block more. Prints "leased ID", then "budget N" for each new budget.
+"reserves" has nothing resident, reserves everything, then waits for one block more.
+
+Prints "leased ID", then "budget N" for each new budget.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def main(address: str, name: str, weight: int, mode: str) -> None:
         for directive in lease.directives():
             budget = directive.kv_token_budget or 0
             most = max(most, budget)
-            resident = most if mode == "stubborn" else budget
+            # What is reserved counts without a report; what else is resident would be in its way.
+            resident = {"stubborn": most, "obeys": budget, "reserves": 0}[mode]
             lease.report(kv=arbiter_service_pb2.KvUsage(active=True, resident_tokens=resident))
             if mode != "stubborn":
                 lease.applied(directive)

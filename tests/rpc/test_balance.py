@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from arbiter.v1 import arbiter_service_pb2 as arbiter_pb
 from arbiter.v1 import balance_service_pb2 as pb
 from arbiter.v1 import balance_service_pb2_grpc, lease_pb2, state_service_pb2
 from arbiter_sidecar.policy.balance import Objective, Settings, ShardState
+from arbiter_sidecar.rpc import balance_servicer
 from tests.rpc.served import Serve, Served, Setting, applied, refusal, report
 from tests.runtime.driving import CORE
 from tests.runtime.fakes import GUARD_S
@@ -267,6 +269,30 @@ async def test_watch_shows_everything_and_then_what_changes(model: Model) -> Non
     await model.served.server.stop(GUARD_S)
     assert await stream.read() is grpc.aio.EOF
     assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_watch_is_refused_when_too_many_watch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balance_servicer, "MAX_WATCHERS", 1)
+    first = model.stub.WatchBalance(pb.WatchBalanceRequest(), timeout=GUARD_S)
+    await first.read()
+    refused = await refusal(model.stub.WatchBalance(pb.WatchBalanceRequest(), timeout=GUARD_S).read())
+    assert refused.reason == "QUEUE_FULL"
+    first.cancel()
+    assert await first.code() is grpc.StatusCode.CANCELLED
+    async with asyncio.timeout(GUARD_S):
+        # That it has gone takes a moment to arrive.
+        while not await _watches(model):
+            await asyncio.sleep(0.01)
+
+
+async def _watches(model: Model) -> bool:
+    stream = model.stub.WatchBalance(pb.WatchBalanceRequest(), timeout=GUARD_S)
+    try:
+        await stream.read()
+    except grpc.aio.AioRpcError:
+        return False
+    stream.cancel()
+    return True
 
 
 async def test_watch_shows_one_model_of_one_namespace_when_asked(model: Model) -> None:

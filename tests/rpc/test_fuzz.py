@@ -13,7 +13,7 @@ from google.protobuf import duration_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
 from arbiter.v1 import arbiter_service_pb2 as pb
-from arbiter.v1 import lease_pb2, state_service_pb2
+from arbiter.v1 import balance_service_pb2, lease_pb2, state_service_pb2
 from arbiter_sidecar.rpc import server
 from arbiter_sidecar.types import GIB
 from tests.rpc.served import Serve, Served, Setting, told
@@ -108,6 +108,8 @@ def requests(chance: random.Random) -> Iterator[tuple[str, Message]]:
             ("ArbiterService/Heartbeat", pb.HeartbeatRequest, 0.5),
             ("ArbiterService/Release", pb.ReleaseRequest, 0.8),
             ("ArbiterService/RequestPreemption", pb.RequestPreemptionRequest, 0.5),
+            ("BalanceService/EvaluateBalance", balance_service_pb2.EvaluateBalanceRequest, 0.7),
+            ("BalanceService/ApplyAssignment", balance_service_pb2.ApplyAssignmentRequest, 0.7),
             ("StateService/GetState", state_service_pb2.GetStateRequest, 0.5),
             ("StateService/Explain", state_service_pb2.ExplainRequest, 0.5),
         )

@@ -138,7 +138,7 @@ async def test_request_is_refused_with_reasons_when_nobody_may_be_asked(served: 
         ({"priority": lease_pb2.PRIORITY_CRITICAL}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
         ({"memory_bytes": 0}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
         ({"timeout": {"seconds": -1}}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
-        ({"kv_tokens": 16}, grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED"),
+        ({"kv_tokens": 16}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     ],
 )
 async def test_bad_request_is_refused(

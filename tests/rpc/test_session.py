@@ -71,8 +71,8 @@ async def test_session_goes_on_when_messages_fail(served: Served) -> None:
             "LEASE_NOT_FOUND",
         ),
         ({"request_preemption": pb.RequestPreemptionRequest()}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
-        ({"reserve_kv": pb.ReserveKvRequest()}, grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED"),
-        ({"complete_kv": pb.CompleteKvRequest()}, grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED"),
+        ({"reserve_kv": pb.ReserveKvRequest()}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+        ({"complete_kv": pb.CompleteKvRequest()}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     ]
     for request, code, reason in bad:
         answer = await talk.ask(**request)

@@ -146,22 +146,6 @@ async def test_defect_is_logged_and_not_told_when_a_call_raises_something_else(f
     assert "secret detail" in line["error"]
 
 
-@pytest.mark.parametrize(
-    ("method", "request_message"),
-    [
-        ("ReserveKv", pb.ReserveKvRequest()),
-        ("CompleteKv", pb.CompleteKvRequest()),
-    ],
-)
-async def test_call_is_refused_aloud_when_it_is_not_served_yet(
-    served: Served, method: str, request_message: pb.ReserveKvRequest
-) -> None:
-    raw = served.raw(f"ArbiterService/{method}")
-    refused = await refusal(raw(request_message.SerializeToString(), timeout=GUARD_S))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED")
-    assert method in refused.message
-
-
 async def test_refusal_of_memory_tells_when_to_retry(served: Served) -> None:
     await served.lease(memory_bytes=20 << 30, min_quality=1.0)
     refused = await refusal(served.lease(holder="late", memory_bytes=20 << 30, min_quality=1.0, wait_timeout={}))

@@ -203,9 +203,7 @@ def engines(response: state_service_pb2.GetStateResponse, *, colour: bool) -> st
 def explanation(response: state_service_pb2.ExplainResponse) -> str:
     """The sentence, the rule, and the numbers that went into it."""
     width = max((len(finding.name) for finding in response.findings), default=0)
-    lines = [
-        f"  {clean(finding.name).ljust(width)}  {clean(finding.value)}".rstrip() for finding in response.findings
-    ]
+    lines = [f"  {clean(finding.name).ljust(width)}  {clean(finding.value)}".rstrip() for finding in response.findings]
     return "\n".join([clean(response.summary), f"rule: {clean(response.rule)}", *lines])
 
 

@@ -223,6 +223,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """A shard can be relied on more, or less."""
     EVENT_KIND_BALANCE_BEGUN: _EventKind.ValueType  # 33
     """A plan was applied: every shard is told its layers."""
+    EVENT_KIND_KV_BUDGET_ADVISED: _EventKind.ValueType  # 34
+    """Observe-only: an engine would be told this budget of KV tokens."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened."""
@@ -297,6 +299,8 @@ EVENT_KIND_SHARD_STATE_CHANGED: EventKind.ValueType  # 32
 """A shard can be relied on more, or less."""
 EVENT_KIND_BALANCE_BEGUN: EventKind.ValueType  # 33
 """A plan was applied: every shard is told its layers."""
+EVENT_KIND_KV_BUDGET_ADVISED: EventKind.ValueType  # 34
+"""Observe-only: an engine would be told this budget of KV tokens."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -832,6 +836,7 @@ class KvEngine(_message.Message):
     CHARGED_TOKENS_FIELD_NUMBER: _builtins.int
     DONATED_TOKENS_FIELD_NUMBER: _builtins.int
     BORROWED_TOKENS_FIELD_NUMBER: _builtins.int
+    ADVISED_TOKENS_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """Its lease."""
     holder: _builtins.str
@@ -862,6 +867,8 @@ class KvEngine(_message.Message):
     """Tokens it lends to others."""
     borrowed_tokens: _builtins.int
     """Tokens it has from others."""
+    advised_tokens: _builtins.int
+    """Observe-only: the budget it would be told; absent otherwise."""
     def __init__(
         self,
         *,
@@ -880,15 +887,20 @@ class KvEngine(_message.Message):
         charged_tokens: _builtins.int = ...,
         donated_tokens: _builtins.int = ...,
         borrowed_tokens: _builtins.int = ...,
+        advised_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_demand_tokens", b"_demand_tokens", "_max_tokens", b"_max_tokens", "demand_tokens", b"demand_tokens", "max_tokens", b"max_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_advised_tokens", b"_advised_tokens", "_demand_tokens", b"_demand_tokens", "_max_tokens", b"_max_tokens", "advised_tokens", b"advised_tokens", "demand_tokens", b"demand_tokens", "max_tokens", b"max_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_demand_tokens", b"_demand_tokens", "_max_tokens", b"_max_tokens", "active", b"active", "borrowed_tokens", b"borrowed_tokens", "budget_tokens", b"budget_tokens", "charged_tokens", b"charged_tokens", "demand_tokens", b"demand_tokens", "device_id", b"device_id", "donated_tokens", b"donated_tokens", "holder", b"holder", "lease_id", b"lease_id", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "namespace", b"namespace", "reserved_tokens", b"reserved_tokens", "resident_tokens", b"resident_tokens", "share_weight", b"share_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_advised_tokens", b"_advised_tokens", "_demand_tokens", b"_demand_tokens", "_max_tokens", b"_max_tokens", "active", b"active", "advised_tokens", b"advised_tokens", "borrowed_tokens", b"borrowed_tokens", "budget_tokens", b"budget_tokens", "charged_tokens", b"charged_tokens", "demand_tokens", b"demand_tokens", "device_id", b"device_id", "donated_tokens", b"donated_tokens", "holder", b"holder", "lease_id", b"lease_id", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "namespace", b"namespace", "reserved_tokens", b"reserved_tokens", "resident_tokens", b"resident_tokens", "share_weight", b"share_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__advised_tokens: _TypeAlias = _typing.Literal["advised_tokens"]  # noqa: Y015
+    _WhichOneofArgType__advised_tokens: _TypeAlias = _typing.Literal["_advised_tokens", b"_advised_tokens"]  # noqa: Y015
     _WhichOneofReturnType__demand_tokens: _TypeAlias = _typing.Literal["demand_tokens"]  # noqa: Y015
     _WhichOneofArgType__demand_tokens: _TypeAlias = _typing.Literal["_demand_tokens", b"_demand_tokens"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__advised_tokens) -> _WhichOneofReturnType__advised_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__demand_tokens) -> _WhichOneofReturnType__demand_tokens | None: ...
     @_typing.overload
