@@ -42,13 +42,12 @@ STEPS: tuple[tuple[str, ...], ...] = (
         " drained_at REAL NOT NULL)",
         "CREATE TABLE plan (plan_id TEXT PRIMARY KEY, content TEXT NOT NULL)",
         "CREATE TABLE event (number INTEGER PRIMARY KEY AUTOINCREMENT, sequence INTEGER NOT NULL UNIQUE,"
-        " wall_time REAL NOT NULL, kind INTEGER NOT NULL, lease_id TEXT NOT NULL, request_id TEXT NOT NULL, device_id TEXT NOT NULL, holder TEXT NOT NULL,"
-        " namespace TEXT NOT NULL, fields TEXT NOT NULL)",
+        " wall_time REAL NOT NULL, kind INTEGER NOT NULL, lease_id TEXT NOT NULL, request_id TEXT NOT NULL,"
+        " device_id TEXT NOT NULL, holder TEXT NOT NULL, namespace TEXT NOT NULL, fields TEXT NOT NULL)",
     ),
 )
 
 _TABLES = frozenset({"meta", "fence", "lease", "idempotency", "grave", "plan", "event"})
-
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _ERRNO = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
@@ -242,6 +241,7 @@ def _move_aside(path: Path) -> str:
     while target.exists():
         number += 1
         target = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
+    # SQLite takes its log away when it closes a file, but one that was left must not be read into the new file.
     for ending in ("-wal", "-journal"):
         if (log := path.with_name(path.name + ending)).exists():
             log.rename(target.with_name(target.name + ending))

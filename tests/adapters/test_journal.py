@@ -167,6 +167,7 @@ async def test_nothing_is_taken_in_when_a_lease_or_fence_comes_twice(path: Path)
     after = await again(path)
     assert [each.lease_id for each in after.leases] == ["a", "b"]
     assert after.events == ()
+    assert after.fences == {journal_script.GPU: 5 + 1023}, "fences are reserved in blocks"
     reopened = SqliteJournal(path)
     reopened.open()
     with pytest.raises(ValueError, match="twice"):

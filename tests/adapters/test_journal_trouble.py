@@ -18,7 +18,7 @@ from arbiter_sidecar.adapters.journal import SqliteJournal
 from arbiter_sidecar.ports import JournalError, JournalFull, JournalOperation, LeaseOpened, Recovered
 from arbiter_sidecar.types import EndReason
 from tests.adapters import journal_script
-from tests.adapters.journal_disk import GUARD_S, Disk
+from tests.adapters.journal_disk import GUARD_S, Disk, Where
 from tests.adapters.journal_script import drained, ended, happened, opened, resized
 
 
@@ -35,6 +35,9 @@ async def again(path: Path) -> Recovered:
     recovered = journal.open()
     await journal.close()
     return recovered
+
+
+PLACES: tuple[Where, ...] = ("BEGIN", "INSERT", "COMMIT")
 
 
 @pytest.fixture
@@ -61,18 +64,21 @@ async def refused(journal: SqliteJournal, operations: Sequence[JournalOperation]
     return raised.value
 
 
-async def test_promises_are_refused_and_facts_kept_when_the_disk_takes_nothing(path: Path, disk: Disk) -> None:
+@pytest.mark.parametrize("where", PLACES)
+async def test_promises_are_refused_and_facts_kept_when_the_disk_takes_nothing(
+    path: Path, disk: Disk, where: Where
+) -> None:
     journal = make(path, disk)
     journal.open()
     await journal.append([opened("a", 1), opened("b", 2), opened("c", 3)])
-    disk.take_nothing()
+    disk.take_nothing(where)
     with capture_logs() as logs:
         error = await refused(journal, [opened("never", 4), resized("never", 1), resized("a", 5)])
-        assert (error.errno, error.filename) == (errno.EROFS, str(path))
+        assert (error.errno, error.filename) == (errno.EIO, str(path))
         assert not journal.healthy
         for fact in (resized("a", 6), ended("b", EndReason.RELEASED), ended("c"), drained("c"), happened(1)):
-            assert (await refused(journal, [fact])).errno == errno.EROFS
-        assert (await refused(journal, [opened("nor this", 5)])).errno == errno.EROFS
+            assert (await refused(journal, [fact])).errno == errno.EIO
+        assert (await refused(journal, [opened("nor this", 5)])).errno == errno.EIO
         for _ in range(200):
             if journal.statistics.failures > 3:
                 break
@@ -92,6 +98,19 @@ async def test_promises_are_refused_and_facts_kept_when_the_disk_takes_nothing(p
     assert [event.sequence for event in after.events] == [1]
 
 
+async def test_nothing_is_owed_for_a_lease_when_its_opening_has_failed(path: Path, disk: Disk) -> None:
+    journal = SqliteJournal(path, retry_s=3600, connect=disk.connect)
+    journal.open()
+    disk.take_nothing()
+    await refused(journal, [opened("never", 1), resized("never", 1)])
+    await refused(journal, [resized("never", 2), ended("never")])
+    await refused(journal, [drained("never")])
+    assert journal.statistics.owed == 0
+    disk.take_again()
+    await journal.close()
+    assert (await again(path)).leases == ()
+
+
 @pytest.mark.parametrize("seed", range(10))
 async def test_story_is_known_without_refused_promises_when_the_disk_fails_now_and_then(
     path: Path, disk: Disk, seed: int
@@ -106,7 +125,10 @@ async def test_story_is_known_without_refused_promises_when_the_disk_fails_now_a
         said.append((breath, journal.append(breath)))
         if chance.random() < 0.04:
             await asyncio.gather(*(waiter for _, waiter in said), return_exceptions=True)
-            chance.choice((disk.take_nothing, disk.take_again))()
+            if chance.random() < 0.5:
+                disk.take_nothing(chance.choice(PLACES))
+            else:
+                disk.take_again()
         elif chance.random() < 0.2:
             await asyncio.sleep(chance.choice((0.0, 0.001, 0.03)))
     await asyncio.gather(*(waiter for _, waiter in said), return_exceptions=True)
@@ -216,7 +238,7 @@ async def test_closing_says_what_is_lost_when_the_disk_takes_nothing(path: Path,
     await refused(journal, [ended("a"), happened(1)])
     with pytest.raises(JournalError, match="2 operations are lost") as raised:
         await journal.close()
-    assert raised.value.errno == errno.EROFS
+    assert raised.value.errno == errno.EIO
 
 
 async def test_closing_writes_what_is_owed_when_the_disk_works_again(path: Path, disk: Disk) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,11 +35,12 @@ class Scene:
         self.events = events
         self._calls = arbiter_service_pb2_grpc.ArbiterServiceStub(channel)
         self._threads = threads
-        self.deaf = start("hoarder", 150 * MIB)
-        assert self.deaf.stdout is not None
-        assert self.deaf.stdout.readline() == "holding\n"
+        self.deaf, small = start("hoarder", 150 * MIB), start("hoarder", MIB)
+        for process in (self.deaf, small):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "holding\n"
         self.victim = self._lease("deaf", lease_pb2.PRIORITY_BACKGROUND, 300, self.deaf.pid)
-        self.asking = self._lease("asking", lease_pb2.PRIORITY_HIGH, 50, os.getppid())
+        self.asking = self._lease("asking", lease_pb2.PRIORITY_HIGH, 50, small.pid)
 
     def _lease(self, holder: str, priority: lease_pb2.Priority.ValueType, mib: int, pid: int) -> lease_pb2.Lease:
         request = pb.AllocateRequest(
