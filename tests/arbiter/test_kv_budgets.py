@@ -348,7 +348,7 @@ def test_wish_for_a_floor_waits_for_nobody_when_it_fits_another_device() -> None
 
 def test_engines_have_all_they_could_have_when_the_arbiter_only_observes() -> None:
     kv = KvDesk(sharing(config=replace(LINEAR, observe_only=True)))
-    engines = free, capped, small = kv.engine(), kv.engine(cap=300), kv.engine(cap=100)
+    engines = free, capped, _ = kv.engine(), kv.engine(cap=300), kv.engine(cap=100)
     for lease in engines:
         kv.say(lease, usage(900))
     assert kv.budgets(*engines) == [1000, 300, 100]
