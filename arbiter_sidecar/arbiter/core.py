@@ -110,6 +110,8 @@ class Arbiter:
         ticket = Ticket(self._tickets)
         books.stats.requests += 1
         if isinstance(known, Lease):
+            # Whoever asks again has not got it yet, and counts its time to live from this very call.
+            known.deadline = max(known.deadline, now + known.ttl_s)
             books.answer(ticket, known, waited_s=0.0, already_granted=True)
         elif known is not None:
             books.queue.join(known, ticket, began + request.wait_s)

@@ -103,8 +103,7 @@ class Invariants(Oracle):
         """A lease whose deadline has passed is never renewed: it has ended, or ends before anything else happens."""
         for truth in self.truths.values():
             if truth.residue is None:
-                expected = max(truth.beat_at + truth.lease.request.ttl_s, truth.quiet_until)
-                assert abs(truth.lease.deadline - expected) < 1e-6
+                assert abs(truth.lease.deadline - truth.deadline) < 1e-6
 
     def truth_of(self, request: AllocationRequest) -> Truth | None:
         """The living lease that an earlier call with the same request id has led to."""

@@ -39,6 +39,7 @@ class Truth:
         lease: The lease, of which it reads names, limit and measurement only.
         promised: The most that the holder may rightly be using: everything it was told since the last confirmation.
         beat_at: When it last gave a valid sign of life.
+        asked_at: When its holder last asked again for what it had not got.
         quiet_until: Until when silence was agreed.
         revision: Of the newest directive.
         limit: What it was told last, by the events that say so.
@@ -54,6 +55,7 @@ class Truth:
     lease: Lease
     promised: int
     beat_at: float
+    asked_at: float
     quiet_until: float
     revision: int
     limit: int
@@ -64,6 +66,11 @@ class Truth:
     drained: bool = False
     client_stops: float = 0.0
     directive: tuple[float, int, str] | None = None
+
+    @property
+    def deadline(self) -> float:
+        """When it ends without another sign of life."""
+        return max(max(self.beat_at, self.asked_at) + self.lease.request.ttl_s, self.quiet_until)
 
     @property
     def charge(self) -> int:
@@ -138,7 +145,7 @@ class Oracle:
 
     def dead(self, truth: Truth) -> bool:
         """Whether a lease has ended, or must be taken to have."""
-        deadline = max(truth.beat_at + truth.lease.request.ttl_s, truth.quiet_until)
+        deadline = truth.deadline
         return truth.residue is not None or deadline <= self.desk.now
 
     def heard(self, truth: Truth, on_its_way_s: float = 0.0) -> None:
@@ -219,7 +226,7 @@ class Oracle:
         self.fences_grow_across_restarts(lease)
         assert lease.lease_id not in self.truths
         now, window = self.desk.now, lease.request.startup_window_s
-        truth = self.truths[lease.lease_id] = Truth(lease, promised, now, now + window, 0, promised, now)
+        truth = self.truths[lease.lease_id] = Truth(lease, promised, now, now, now + window, 0, promised, now)
         truth.client_stops = now + max(lease.request.ttl_s, window)
         truth.directive = directive_of(lease)
         assert not self.draining
@@ -286,7 +293,9 @@ class Oracle:
         self.closed.add(effect.ticket)
         if isinstance(effect, effects.Granted):
             assert effect.lease.lease_id in self.truths
-            if not effect.already_granted:
+            if effect.already_granted:
+                self.truths[effect.lease.lease_id].asked_at = self.desk.now
+            else:
                 self.nobody_is_overtaken(effect.ticket, effect.lease.device_id)
         elif isinstance(effect.error, errors.WaitTimeout):
             assert int(effect.error.metadata()["waited_ms"]) > 0

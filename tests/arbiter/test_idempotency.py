@@ -136,3 +136,14 @@ def test_release_changes_nothing_when_it_is_not_the_holders(desk: Desk) -> None:
         desk.arbiter.release("lease-9", 1, desk.now)
     assert missing.value.metadata() == {"lease_id": "lease-9"}
     assert desk.picture() == before
+
+
+def test_time_to_live_begins_anew_when_the_holder_asks_again_for_what_it_has_not_got(desk: Desk) -> None:
+    desk.box()
+    lease = desk.take(wish(request_id="r", ttl=10))
+    desk.at(8.0)
+    desk.ask(wish(request_id="r", ttl=10))
+    desk.at(17.9)
+    assert lease.alive
+    desk.at(18.0)
+    assert lease.end_reason is EndReason.EXPIRED

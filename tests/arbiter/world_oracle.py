@@ -188,6 +188,7 @@ class World(Invariants):
         if self.guard and seconds > self.guard and any(truth.residue is None for truth in self.truths.values()):
             for truth in self.truths.values():
                 truth.beat_at += seconds
+                truth.asked_at += seconds
                 truth.quiet_until += seconds
             self.watch.delayed(seconds)
         self.desk.at(now)
