@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 from benchmarks import rows
-from benchmarks.cases import balance_cost, calls, core_cost, reclaim, worker_death
+from benchmarks.cases import balance_cost, calls, core_cost, kv_cost, reclaim, worker_death
 
 CASES = {
     "core": core_cost.rows_,
     "balance": balance_cost.rows_,
+    "kv": kv_cost.rows_,
     "calls": calls.rows_,
     "death": worker_death.rows_,
     "reclaim": reclaim.rows_,
