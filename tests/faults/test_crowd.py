@@ -34,6 +34,8 @@ SLACK_BYTES = len(crowd.PRIORITIES) * 2 * MIB
 #: How often a blocked request may be passed here: never. So a single grant out of turn shows, and nothing that a later
 #: request got can be the reason why an earlier one waits.
 BACKFILL = 0
+#: What can become of a request.
+OUTCOMES = ("granted", "refused", "timed_out", "cancelled")
 #: What the killed and the frozen worker must hold at least, so that it matters.
 LEAST_HELD_BYTES = 64 * MIB
 
@@ -166,9 +168,9 @@ def _judge_outcomes(story: Story, requests: Mapping[str, tuple[int, float, str, 
         if not outcome:
             assert name.startswith(f"{story.killed}-"), f"{name} never heard anything"
         elif outcome == "cancelled":
-            # Its caller went away: while it waited; or in the breath of its grant, which was then given back; or in
-            # that of asking, before there was anything to cancel.
-            assert logged.get(name, "cancelled") in ("cancelled", "granted"), name
+            # Its caller went away: while it waited; or in the breath of its answer, whatever that was, and a grant was
+            # then given back; or in that of asking, before there was anything to cancel.
+            assert logged.get(name, "cancelled") in OUTCOMES, name
         else:
             assert logged[name] == outcome, name
     assert set(logged) <= set(requests)
